@@ -1,0 +1,101 @@
+"""What a cell is: the RNNCell base class, and the check that turns torch's cells and foreign ones into something a loop can call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import trees
+from ..trees import Tree
+
+
+class RNNCell(nn.Module):
+    """A recurrent cell: one step of a recurrence.
+
+    A subclass sets two attributes and defines ``forward``; `raw_rnn` accepts any callable object that has the two.
+
+    Attributes:
+        output_size: a tree of int or ``torch.Size``: the shape of the output without its batch dimension. An int ``n`` stands for
+            ``torch.Size([n])``; ``torch.Size(())`` is one number a row.
+        state_size: the same of the state. In the state itself ``torch.Size(())`` is a leaf ``[B]``.
+
+    Calling it as ``cell(inputs, state)`` with leaves ``[B, ...]`` returns ``(output, new_state)``.
+    """
+
+    output_size: Tree
+    state_size: Tree
+
+    def forward(self, inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(inputs, state) -> (output, new_state)")
+
+    def zero_state(self, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tree:
+        """The state of zeros: a leaf ``[batch_size, *size]`` for each leaf of ``state_size``.
+
+        Args:
+            batch_size: number of rows.
+            dtype: None takes that of the cell's first parameter, of a cell without parameters torch's default.
+            device: None takes that of the cell's first parameter, of a cell without parameters the CPU.
+        """
+        return zero_state(self, batch_size, dtype, device)
+
+
+class _TorchCell:
+    """``torch.nn.LSTMCell``, ``GRUCell`` or ``RNNCell``, called with the signature of `RNNCell`. An LSTM's state is ``(h, c)``."""
+
+    def __init__(self, module: nn.RNNCellBase) -> None:
+        self.module = module
+        self.output_size = module.hidden_size
+        self.state_size = (module.hidden_size, module.hidden_size) if isinstance(module, nn.LSTMCell) else module.hidden_size
+        self._lstm = isinstance(module, nn.LSTMCell)
+
+    def __call__(self, inputs: torch.Tensor, state: Tree) -> tuple[torch.Tensor, Tree]:
+        new = self.module(inputs, state)
+        return (new[0], new) if self._lstm else (new, new)
+
+    def parameters(self) -> Any:
+        return self.module.parameters()
+
+
+def as_cell(cell: Any, name: str = "cell") -> Any:
+    """The cell as a loop calls it.
+
+    Raises:
+        TypeError: it has no ``output_size``, no ``state_size`` or cannot be called; the message names what is missing.
+    """
+    if isinstance(cell, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):
+        return _TorchCell(cell)
+    missing = [attribute for attribute in ("output_size", "state_size") if not hasattr(cell, attribute)]
+    if not callable(cell):
+        missing.append("a call (inputs, state) -> (output, new_state)")
+    if isinstance(cell, type):
+        missing.append("an instance: this is the class")
+    if missing:
+        raise TypeError(
+            f"{name} must be an RNNCell, a torch.nn.LSTMCell, GRUCell or RNNCell, or an object like them; "
+            f"{type(cell).__name__} lacks {', '.join(missing)}"
+        )
+    return cell
+
+
+def size_shape(size: Any, name: str = "size") -> tuple[int, ...]:
+    """The shape that one leaf of ``output_size`` or ``state_size`` stands for."""
+    if isinstance(size, torch.Size):
+        return tuple(size)
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return (size,)
+    raise TypeError(f"{name} must be an int or a torch.Size, got {size!r}")
+
+
+def zero_state(cell: Any, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tree:
+    """`RNNCell.zero_state` for any cell; a foreign one's own method is used where it has one."""
+    if not isinstance(cell, RNNCell) and callable(getattr(cell, "zero_state", None)):
+        return cell.zero_state(batch_size, dtype, device)
+    first = next(iter(cell.parameters()), None) if callable(getattr(cell, "parameters", None)) else None
+    dtype = dtype or (torch.get_default_dtype() if first is None else first.dtype)
+    device = device or (None if first is None else first.device)
+    cell = as_cell(cell)
+    return trees.map_leaves(
+        lambda size: torch.zeros((batch_size, *size_shape(size, "state_size")), dtype=dtype, device=device), cell.state_size
+    )

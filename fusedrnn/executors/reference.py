@@ -1,0 +1,145 @@
+"""The reference executor: the Python loop that defines what every other executor must compute. In: a `Call`; out: a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
+
+from .. import branches, contract, frames, trees
+from ..contract import Call, Start
+from ..tensor_array import EmitArray, TensorArray
+from ..trees import Tree
+
+
+class Result(NamedTuple):
+    """What `raw_rnn` returns."""
+
+    emit_ta: Tree
+    final_state: Tree
+    final_loop_state: Tree
+
+
+def run(call: Call) -> Result:
+    """Run the loop step by step. One host synchronisation a step, for the finished flags."""
+    with frames.running() as frame, branches.taken(), _swapped(call):
+        begun = contract.start(call, frame)
+        finished, inputs, state, loop_state = begun.finished, begun.inputs, begun.state, begun.loop_state
+        emits: list[list[torch.Tensor]] = []
+        history: list[torch.Tensor] = []  # the finished flags before each step
+        while (done := int(finished.sum())) < begun.batch and len(emits) != call.max_steps:
+            time = len(emits) + 1
+            frame.begin_step(time)
+            seen = state
+            if done:
+                inputs, seen = _quieted(inputs, finished), _quieted(state, finished)
+            output, cell_state = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
+            if done and torch.is_grad_enabled():
+                output, cell_state = _guarded(output, finished), _guarded(cell_state, finished)
+            carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
+            step = contract.step(call, begun, frame, time, finished, output, cell_state, carried)
+            history.append(finished)
+            if done:
+                emits.append([value.masked_fill(_rows(finished, value), 0) for value in step.emit])
+                state = [_frozen(old, new, finished) for old, new in zip(state, step.state, strict=True)]
+            else:
+                emits.append(step.emit)
+                state = step.state
+            finished, inputs = step.finished, step.inputs
+            loop_state = loop_state if step.loop_state is None else step.loop_state
+        return Result(
+            _emitted(call, begun, emits, history, finished),
+            begun.state_port.tree(state),
+            None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or []),
+        )
+
+
+def _rows(flags: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    """``[B]`` flags shaped to broadcast over a leaf ``[B, ...]``."""
+    return flags.view(-1, *[1] * (leaf.ndim - 1))
+
+
+def _frozen(old: Any, new: Any, finished: torch.Tensor) -> Any:
+    """The next state leaf: the old one for finished rows. A TensorArray and a rank-0 leaf belong to no row and are never frozen."""
+    if isinstance(new, TensorArray) or new.ndim == 0:
+        return new
+    return torch.where(_rows(finished, new), old, new)
+
+
+def _quieted(leaves: list[Any], finished: torch.Tensor) -> list[Any]:
+    """The leaves with NaN and Inf of finished rows as zeros, so that the cell's backward makes no ``0 * inf`` of them."""
+
+    def quiet(leaf: Any) -> Any:
+        if isinstance(leaf, TensorArray) or leaf.ndim == 0 or not (leaf.is_floating_point() or leaf.is_complex()):
+            return leaf
+        if torch.isfinite(leaf.detach().sum()):  # one cheap pass in the common case; an overflowing sum only costs the mask
+            return leaf
+        return leaf.masked_fill(_rows(finished, leaf) & ~torch.isfinite(leaf), 0)
+
+    return [quiet(leaf) for leaf in leaves]
+
+
+def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:
+    """The tree with gradients that are not finite dropped for finished rows: loop_fn may divide by what such a row holds."""
+
+    def guard(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.requires_grad or leaf.shape[:1] != finished.shape:
+            return leaf
+        alias = leaf.view_as(leaf)  # a hook on the leaf itself would also meet gradients that do not come from loop_fn
+        alias.register_hook(lambda grad: grad.masked_fill(_rows(finished, grad) & ~torch.isfinite(grad), 0))  # type: ignore[no-untyped-call]
+        return alias
+
+    return trees.map_leaves(guard, tree)
+
+
+def _emitted(call: Call, begun: Start, emits: list[list[torch.Tensor]], history: list[torch.Tensor], finished: torch.Tensor) -> Tree:
+    """The emits as a tree of arrays."""
+    port = begun.emit_port or _port_of_fake_run(call, begun)
+
+    @cache
+    def lengths() -> torch.Tensor:
+        if not history:
+            return torch.zeros(begun.batch, dtype=torch.int32, device=begun.device)
+        return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
+
+    def array(place: int, leaf: contract.Leaf) -> EmitArray:
+        return EmitArray(
+            lambda: [step[place] for step in emits] if emits else _no_steps(call, begun, leaf),
+            lengths, lambda: ~finished, dtype=leaf.dtype, element_shape=leaf.shape, device=begun.device,
+        )  # fmt: skip
+
+    return port.tree([array(place, leaf) for place, leaf in enumerate(port.leaves)])
+
+
+def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
+    """The emits of a loop that took no step: ``[0, B, ...]``, which a backward can start from and finds zero gradients."""
+    empty = torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype, device=begun.device)
+    if not torch.is_grad_enabled() or not (empty.is_floating_point() or empty.is_complex()):
+        return empty
+    own: Iterable[Any] = call.cell.parameters() if callable(getattr(call.cell, "parameters", None)) else ()
+    for source in (*begun.inputs, *begun.state, *(begun.loop_state or ()), *own):
+        if isinstance(source, torch.Tensor) and source.requires_grad:
+            empty = empty + source.reshape(-1)[:0].sum().to(empty)
+    return empty
+
+
+def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
+    """The emit port of a loop that took no step and was given no emit at time 0: the cell runs on tensors without data."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        inputs, state = (
+            port.tree([fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+            for port, leaves in ((begun.inputs_port, begun.inputs), (begun.state_port, begun.state))
+        )
+        output, _ = call.cell(inputs, state)
+        return contract.emit_port_of_output(call.cell, output, begun.batch)
+
+
+def _swapped(call: Call) -> AbstractContextManager[Any]:
+    """With swap_memory, what autograd keeps for the backward goes to (pinned) host memory."""
+    if not call.swap_memory:
+        return nullcontext()
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())

@@ -1,0 +1,85 @@
+"""The loop that runs now, in this thread: which step it is at, what it drew and what it read past the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+
+class PastEnd(NamedTuple):
+    """One look-up beyond the last element: of what, where, and by which rows (None: by all of them)."""
+
+    position: int
+    shape: tuple[int, ...]
+    dim: int
+    rows: torch.Tensor | None
+
+
+class Frame:
+    """One running loop.
+
+    Attributes:
+        time: the time of the step in hand: that of its loop_fn call. The cell call before it shares it.
+        draws: how many random draws the step has made; the next one's call site.
+        lineage: 0 for an outermost loop; for a nested one, a number that its place in the outer loop determines.
+        past_end: the look-ups past the end that loop_fn has made in its current call.
+    """
+
+    def __init__(self, lineage: int) -> None:
+        self.time = 0
+        self.draws = 0
+        self.lineage = lineage
+        self.past_end: list[PastEnd] = []
+        self._seed: int | None = None
+
+    def begin_step(self, time: int) -> None:
+        self.time = time
+        self.draws = 0
+
+    def next_site(self) -> int:
+        site = self.draws
+        self.draws += 1
+        return site
+
+    @property
+    def seed(self) -> int:
+        """A seed for draws that were given none: one from torch's CPU generator for the whole loop."""
+        if self._seed is None:
+            self._seed = fresh_seed()
+        return self._seed
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+
+_stack = _Stack()
+
+
+def fresh_seed() -> int:
+    """A 63-bit seed from torch's default CPU generator, so that ``torch.manual_seed`` decides it."""
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+
+
+def current() -> Frame | None:
+    """The innermost running loop of this thread, or None outside of one."""
+    return _stack.frames[-1] if _stack.frames else None
+
+
+@contextmanager
+def running() -> Iterator[Frame]:
+    """A new loop runs inside the block."""
+    outer = current()
+    # 32 bits that differ between the steps and call sites of the outer loop (Knuth's multiplicative hash).
+    lineage = 0 if outer is None else ((outer.lineage * 31 + outer.time) * 2654435761 + outer.next_site() + 1) & 0xFFFFFFFF
+    frame = Frame(lineage)
+    _stack.frames.append(frame)
+    try:
+        yield frame
+    finally:
+        _stack.frames.pop()

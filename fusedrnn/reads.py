@@ -1,0 +1,149 @@
+"""Look-ups inside loop_fn: one past the end returns the last element, and is an error only for a row that is still unfinished.
+
+A loop_fn is called once more after the last step, so the natural ``inputs[time]`` reads one element too many. Every executor
+answers it with the last element (of an empty input: zeros) and checks after the call who read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .frames import Frame, PastEnd, current
+
+
+class Reads(TorchFunctionMode):
+    """While active, integer tensors that index a tensor follow the read rule; look-ups past the end are noted in the frame.
+
+    It covers ``x[i]`` (also within a tuple: ``x[:, i]``, ``x[i, rows]``), ``select``, ``index_select``, ``gather`` and
+    ``take_along_dim``. Negative indices count from the end, as in torch.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        rule = _RULES.get(func)
+        return func(*args, **kwargs) if rule is None else rule(self.frame, func, *args, **kwargs)
+
+
+def past_end(index: int, shape: tuple[int, ...], dim: int = 0) -> bool:
+    """Note a look-up past the end by every row; False outside of a loop, where it is the caller's error."""
+    frame = current()
+    if frame is None:
+        return False
+    frame.past_end.append(PastEnd(index, shape, dim, None))
+    return True
+
+
+def check(frame: Frame, finished: torch.Tensor) -> None:
+    """Raise IndexError if a row that is not finished read past the end since the last check; forget the look-ups.
+
+    Args:
+        finished: ``[B]`` bool, as it stands after the loop_fn call that made the look-ups.
+    """
+    if not frame.past_end:
+        return
+    for read in frame.past_end:
+        by = ~finished if read.rows is None or read.rows.shape != finished.shape else ~finished & read.rows.to(finished.device)
+        if by.any():
+            rows = by.nonzero().flatten().tolist()
+            shown = f"{rows[:8]}{' and more' if len(rows) > 8 else ''}"
+            raise IndexError(
+                f"loop_fn at time {frame.time} read index {read.position} of dimension {read.dim} of an input of shape {list(read.shape)}, "
+                f"past its end, for rows that are not finished: {shown}. Report them finished at that time, or clamp the index."
+            )
+    frame.past_end.clear()
+
+
+def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: torch.Tensor, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:
+    """``x`` and ``index`` such that the look-up stays within dimension ``dim``: (x, int) for one index, (x, tensor) for many."""
+    size = x.shape[dim]
+    at: Any
+    if index.ndim == 0:
+        at = int(index)
+        if at < size:
+            return x, at
+        frame.past_end.append(PastEnd(at, tuple(x.shape), dim, None))
+        at = max(size - 1, 0)
+    else:
+        past = index >= size
+        if not past.any():
+            return x, index
+        along = past.movedim(batch_axis, 0) if batch_axis < past.ndim else past.reshape(1, -1)
+        frame.past_end.append(PastEnd(int(index.max()), tuple(x.shape), dim, along.reshape(len(along), -1).any(1)))
+        at = index.clamp(max=max(size - 1, 0))
+    if size == 0:  # one element of zeros, which gradients still flow through
+        x = torch.cat([x, x.sum(dim, keepdim=True, dtype=x.dtype)], dim)
+    return x, at
+
+
+def _is_index(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.dtype in (torch.int32, torch.int64, torch.int16, torch.int8)
+
+
+def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
+    if not (_is_index(index) or (isinstance(index, tuple) and any(map(_is_index, index)))):
+        return func(x, index)
+    items = list(index) if isinstance(index, tuple) else [index]
+    dim = 0
+    for place, item in enumerate(items):
+        if item is Ellipsis:
+            dim = x.ndim - sum(_consumes(rest) for rest in items[place + 1 :])
+        elif _is_index(item):
+            x, items[place] = _bounded(frame, x, dim, item)
+            dim += 1
+        else:
+            dim += _consumes(item)
+    return func(x, tuple(items))
+
+
+def _consumes(item: Any) -> int:
+    """How many dimensions one item of an index takes up."""
+    if item is None or item is Ellipsis or isinstance(item, bool):
+        return 0
+    return item.ndim if isinstance(item, torch.Tensor) and item.dtype == torch.bool else 1
+
+
+def _select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
+    if isinstance(dim, int) and _is_index(index) and index.ndim == 0:
+        input, index = _bounded(frame, input, dim % input.ndim, index)
+    return func(input, dim, index)
+
+
+def _index_select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
+    if isinstance(dim, int) and _is_index(index) and index.ndim == 1 and input.ndim:
+        input, index = _bounded(frame, input, dim % input.ndim, index)
+    return func(input, dim, index)
+
+
+def _gather(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any, **kwargs: Any) -> Any:
+    if isinstance(dim, int) and _is_index(index) and input.ndim and index.ndim == input.ndim:
+        dim = dim % input.ndim
+        input, index = _bounded(frame, input, dim, index, batch_axis=1 if dim == 0 else 0)
+    return func(input, dim, index, **kwargs)
+
+
+def _take_along_dim(frame: Frame, func: Any, input: torch.Tensor, indices: Any, dim: Any = None, **kwargs: Any) -> Any:
+    if isinstance(dim, int) and _is_index(indices) and indices.ndim == input.ndim:
+        dim = dim % input.ndim
+        input, indices = _bounded(frame, input, dim, indices, batch_axis=1 if dim == 0 else 0)
+    return func(input, indices, dim, **kwargs)
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.__getitem__: _getitem,
+    torch.select: _select,
+    torch.Tensor.select: _select,
+    torch.index_select: _index_select,
+    torch.Tensor.index_select: _index_select,
+    torch.gather: _gather,
+    torch.Tensor.gather: _gather,
+    torch.take_along_dim: _take_along_dim,
+    torch.Tensor.take_along_dim: _take_along_dim,
+}
