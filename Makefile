@@ -1,0 +1,29 @@
+# `make demo` and `make test` work on a fresh machine with python3 (3.11 or newer) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MARK := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(MARK)
+	$(BIN)/python -m fusedrnn.demo
+
+test: $(MARK) lint
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(MARK)
+	$(BIN)/pytest -m slow
+
+lint: $(MARK)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(MARK): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,test]'
+	touch $(MARK)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
