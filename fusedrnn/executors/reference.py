@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -86,11 +87,15 @@ def _quieted(leaves: list[Any], finished: torch.Tensor) -> list[Any]:
 def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:
     """The tree with gradients that are not finite dropped for finished rows: loop_fn may divide by what such a row holds."""
 
+    def dropped(grad: torch.Tensor | None) -> torch.Tensor | None:
+        # A second backward may come without a gradient.
+        return None if grad is None else grad.masked_fill(_rows(finished, grad) & ~torch.isfinite(grad), 0)
+
     def guard(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.requires_grad or leaf.shape[:1] != finished.shape:
             return leaf
         alias = leaf.view_as(leaf)  # a hook on the leaf itself would also meet gradients that do not come from loop_fn
-        alias.register_hook(lambda grad: grad.masked_fill(_rows(finished, grad) & ~torch.isfinite(grad), 0))  # type: ignore[no-untyped-call]
+        alias.register_hook(dropped)  # type: ignore[no-untyped-call]
         return alias
 
     return trees.map_leaves(guard, tree)
@@ -129,9 +134,11 @@ def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
 
 def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
     """The emit port of a loop that took no step and was given no emit at time 0: the cell runs on tensors without data."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        # Making a fake of a closed-over tensor looks at its .grad, which warns where that tensor is no leaf.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
         inputs, state = (
-            port.tree([fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+            port.tree([fake.from_tensor(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
             for port, leaves in ((begun.inputs_port, begun.inputs), (begun.state_port, begun.state))
         )
         output, _ = call.cell(inputs, state)

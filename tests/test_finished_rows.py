@@ -1,0 +1,80 @@
+"""NaN and Inf in finished rows: no trace in emits, states or gradients, by every way in."""
+
+import pytest
+import torch
+
+from fusedrnn import raw_rnn
+
+pytestmark = pytest.mark.usefixtures("float64")
+T, B, H = 4, 3, 2
+ENDS = torch.tensor([4, 2, 0])
+
+
+def gradients(loop_fn, cell, leaves):
+    emits, state, _ = raw_rnn(cell, loop_fn)
+    (emits.stack().sum() + state.sum()).backward()
+    assert torch.isfinite(emits.stack()).all()
+    return [leaf.grad for leaf in leaves]
+
+
+def test_next_input():
+    cell, x = torch.nn.RNNCell(H, H), torch.randn(T, B, H)
+    x[2:, 1] = torch.inf
+    x[:, 2] = torch.nan
+
+    def loop_fn(time, out, state, _):
+        return time >= ENDS, x[time], torch.zeros(B, H) if state is None else state, out, None
+
+    assert all(torch.isfinite(grad).all() for grad in gradients(loop_fn, cell, cell.parameters()))
+
+
+def test_the_frozen_state():
+    cell, x, h = torch.nn.RNNCell(H, H), torch.randn(T, B, H), torch.zeros(B, H)
+    h[2] = torch.nan
+
+    def loop_fn(time, out, state, _):
+        return time >= ENDS, x[time], h if state is None else state, out, None
+
+    emits, state, _ = raw_rnn(cell, loop_fn)
+    emits.stack().sum().backward()
+    assert torch.isfinite(emits.stack()).all()
+    assert torch.isnan(state[2]).all()
+    assert all(torch.isfinite(p.grad).all() for p in cell.parameters())
+
+
+@pytest.mark.parametrize("blow", [torch.log, torch.reciprocal, torch.sqrt])
+def test_what_loop_fn_makes_of_a_finished_row(blow):
+    """Zero output: log, 1/x and sqrt have an infinite slope there, and a zero gradient times that is NaN."""
+    w = torch.ones(H, requires_grad=True)
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, x, s):
+            return x * w, s + x * w
+
+    x = (torch.arange(T)[:, None] < ENDS).double().unsqueeze(-1).expand(T, B, H)  # ones, and zeros for finished rows
+
+    def loop_fn(time, out, state, _):
+        fed = x[time] if out is None else x[time] + 0.1 * blow(out)
+        return time >= ENDS, fed, torch.zeros(B, H) if state is None else state, out if out is None else blow(out), None
+
+    (grad,) = gradients(loop_fn, Cell(), [w])
+    assert torch.isfinite(grad).all()
+
+
+def test_infinite_gradients_of_live_rows_are_not_hidden():
+    w = torch.zeros(H, requires_grad=True)
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, x, s):
+            return x * w, s
+
+    def loop_fn(time, out, state, _):
+        return time >= torch.tensor([2, 1]), torch.ones(2, H), torch.zeros(2, H), out if out is None else out.sqrt(), None
+
+    emits, _, _ = raw_rnn(Cell(), loop_fn)
+    emits.stack().sum().backward()
+    assert torch.isinf(w.grad).all()
