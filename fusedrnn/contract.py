@@ -79,7 +79,7 @@ class Port:
         return found
 
     def _checked(self, value: Any, leaf: Leaf, path: str, time: int) -> Any:
-        value = _leaf(f"{path} at time {time}", value)
+        value = _leaf(f"{path} at time {time}", value, str(leaf) if leaf.shape is None else f"a tensor {leaf}")
         now = _constant(value)
         if now == leaf or (leaf.shape is None and now.shape is None and None in (leaf.dtype, now.dtype)):
             return value
@@ -92,12 +92,12 @@ class Port:
         return trees.unflatten(self.structure, leaves)
 
 
-def _leaf(path: str, value: Any) -> Any:
+def _leaf(path: str, value: Any, expected: str = "a tensor") -> Any:
     if isinstance(value, (torch.Tensor, TensorArray)):
         return value
     if isinstance(value, (bool, int, float, complex)):
         return torch.as_tensor(value)
-    raise ValueError(f"{path} must be a tensor, got {trees.describe(value)}")
+    raise ValueError(f"{path} must be {expected}, got {trees.describe(value)}")
 
 
 def _constant(value: Any) -> Leaf:
@@ -199,13 +199,17 @@ def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tens
 
 
 def emit_port_of_output(cell: Any, output: Tree, batch: int) -> Port:
-    """The port of a loop whose emit was None at time 0: the structure and shapes of ``cell.output_size``, the dtypes of the output."""
+    """The port of a loop whose emit was None at time 0: the structure and shapes of ``cell.output_size``, the dtypes of the output.
+
+    ``output`` may also be one dtype, which then stands for all leaves.
+    """
     sizes, structure = trees.flatten(cell.output_size)
-    outputs = trees.match(structure, output, "the cell's output (cell.output_size gives its structure)")
-    leaves = [
-        Leaf((batch, *size_shape(size, "cell.output_size")), _leaf("the cell's output", value).dtype)
-        for size, value in zip(sizes, outputs, strict=True)
-    ]
+    if isinstance(output, torch.dtype):
+        dtypes = [output] * len(sizes)
+    else:
+        outputs = trees.match(structure, output, "the cell's output (cell.output_size gives its structure)")
+        dtypes = [_leaf("the cell's output", value).dtype for value in outputs]
+    leaves = [Leaf((batch, *size_shape(size, "cell.output_size")), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
     return Port(
         "emit_output", structure, leaves,
         lambda _: " The emit was None at time 0, which stands for cell.output_size: return an example of one row's emit there instead.",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .frames import Frame, PastEnd, current
@@ -18,8 +19,9 @@ from .frames import Frame, PastEnd, current
 class Reads(TorchFunctionMode):
     """While active, integer tensors that index a tensor follow the read rule; look-ups past the end are noted in the frame.
 
-    It covers ``x[i]`` (also within a tuple: ``x[:, i]``, ``x[i, rows]``), ``select``, ``index_select``, ``gather`` and
-    ``take_along_dim``. Negative indices count from the end, as in torch.
+    It covers ``x[i]`` (also within a tuple: ``x[:, i]``, ``x[i, rows]``; also for a Python int), ``select``, ``narrow`` to one
+    element, ``index_select``, ``gather``, ``take_along_dim`` and ``embedding``. Negative indices count from the end, and a slice
+    past the end is empty, as in torch.
     """
 
     def __init__(self, frame: Frame) -> None:
@@ -61,11 +63,11 @@ def check(frame: Frame, finished: torch.Tensor) -> None:
     frame.past_end.clear()
 
 
-def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: torch.Tensor, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:
+def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: Any, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:
     """``x`` and ``index`` such that the look-up stays within dimension ``dim``: (x, int) for one index, (x, tensor) for many."""
     size = x.shape[dim]
     at: Any
-    if index.ndim == 0:
+    if isinstance(index, int) or index.ndim == 0:
         at = int(index)
         if at < size:
             return x, at
@@ -84,7 +86,9 @@ def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: torch.Tensor, batch
 
 
 def _is_index(item: Any) -> bool:
-    return isinstance(item, torch.Tensor) and item.dtype in (torch.int32, torch.int64, torch.int16, torch.int8)
+    if isinstance(item, torch.Tensor):
+        return item.dtype in (torch.int32, torch.int64, torch.int16, torch.int8)
+    return isinstance(item, int) and not isinstance(item, bool)
 
 
 def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
@@ -111,15 +115,26 @@ def _consumes(item: Any) -> int:
 
 
 def _select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
-    if isinstance(dim, int) and _is_index(index) and index.ndim == 0:
+    if isinstance(dim, int) and _is_index(index) and input.ndim:
         input, index = _bounded(frame, input, dim % input.ndim, index)
     return func(input, dim, index)
 
 
 def _index_select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
-    if isinstance(dim, int) and _is_index(index) and index.ndim == 1 and input.ndim:
-        input, index = _bounded(frame, input, dim % input.ndim, index)
+    if isinstance(dim, int) and _is_index(index) and index.ndim <= 1 and input.ndim:
+        input, index = _bounded(frame, input, dim % input.ndim, index.reshape(-1))
     return func(input, dim, index)
+
+
+def _narrow(frame: Frame, func: Any, input: torch.Tensor, dim: Any, start: Any, length: Any) -> Any:
+    if isinstance(dim, int) and _is_index(start) and length == 1 and input.ndim:
+        input, start = _bounded(frame, input, dim % input.ndim, start)
+    return func(input, dim, start, length)
+
+
+def _embedding(frame: Frame, func: Any, input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    weight, index = _bounded(frame, weight, 0, input.reshape(1) if input.ndim == 0 else input)
+    return func(index.reshape(input.shape), weight, *args, **kwargs)
 
 
 def _gather(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any, **kwargs: Any) -> Any:
@@ -140,6 +155,9 @@ _RULES: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _getitem,
     torch.select: _select,
     torch.Tensor.select: _select,
+    torch.narrow: _narrow,
+    torch.Tensor.narrow: _narrow,
+    F.embedding: _embedding,
     torch.index_select: _index_select,
     torch.Tensor.index_select: _index_select,
     torch.gather: _gather,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+)  # torch's only way to ask for dtypes without computing
 
 from .. import branches, contract, frames, trees
 from ..contract import Call, Start
@@ -37,7 +41,9 @@ def run(call: Call) -> Result:
             frame.begin_step(time)
             seen = state
             if done:
-                inputs, seen = _quieted(inputs, finished), _quieted(state, finished)
+                inputs = _quieted(inputs, finished)
+                # Copies: a cell that works in place must not reach what the frozen rows keep.
+                seen = _quieted([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in state], finished)
             output, cell_state = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
             if done and torch.is_grad_enabled():
                 output, cell_state = _guarded(output, finished), _guarded(cell_state, finished)
@@ -77,8 +83,8 @@ def _quieted(leaves: list[Any], finished: torch.Tensor) -> list[Any]:
     def quiet(leaf: Any) -> Any:
         if isinstance(leaf, TensorArray) or leaf.ndim == 0 or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-        if torch.isfinite(leaf.detach().sum()):  # one cheap pass in the common case; an overflowing sum only costs the mask
-            return leaf
+        if leaf.is_floating_point() and math.isfinite(leaf.detach().sum().item()):
+            return leaf  # one cheap pass in the common case; a sum that overflows only costs the mask
         return leaf.masked_fill(_rows(finished, leaf) & ~torch.isfinite(leaf), 0)
 
     return [quiet(leaf) for leaf in leaves]
@@ -133,7 +139,10 @@ def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
 
 
 def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
-    """The emit port of a loop that took no step and was given no emit at time 0: the cell runs on tensors without data."""
+    """The emit port of a loop that took no step and was given no emit at time 0: the cell runs on tensors without data.
+
+    A cell that looks at its data cannot: its emits get the dtype of the first state leaf, TensorFlow's rule.
+    """
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         # Making a fake of a closed-over tensor looks at its .grad, which warns where that tensor is no leaf.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
@@ -141,7 +150,10 @@ def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
             port.tree([fake.from_tensor(leaf.detach()) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
             for port, leaves in ((begun.inputs_port, begun.inputs), (begun.state_port, begun.state))
         )
-        output, _ = call.cell(inputs, state)
+        try:
+            output, _ = call.cell(inputs, state)
+        except DataDependentOutputException:
+            output = begun.state[0].dtype
         return contract.emit_port_of_output(call.cell, output, begun.batch)
 
 

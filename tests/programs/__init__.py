@@ -1,0 +1,1 @@
+"""Programs recorded from TensorFlow, and the same programs in PyTorch."""
