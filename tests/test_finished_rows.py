@@ -78,3 +78,22 @@ def test_infinite_gradients_of_live_rows_are_not_hidden():
     emits, _, _ = raw_rnn(Cell(), loop_fn)
     emits.stack().sum().backward()
     assert torch.isinf(w.grad).all()
+
+
+def test_a_cell_that_works_in_place_does_not_reach_frozen_rows():
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, x, s):
+            s.add_(1)
+            x.mul_(0)
+            return s.clone(), s
+
+    x = torch.ones(T, B, H)
+
+    def loop_fn(time, out, state, _):
+        return time >= ENDS, x[time].clone(), torch.zeros(B, H) if state is None else state, out, None
+
+    emits, state, _ = raw_rnn(Cell(), loop_fn)
+    assert state[:, 0].tolist() == [4, 2, 0]
+    assert emits.stack()[:, :, 0].tolist() == [[1, 1, 0], [2, 2, 0], [3, 0, 0], [4, 0, 0]]

@@ -189,6 +189,24 @@ def test_the_result_has_names(program):
     assert result.final_loop_state is None
 
 
+def test_inside_torch_compile_the_loop_runs_as_it_is():
+    cell, x = nn.GRUCell(D, H), torch.randn(T, B, D)
+    compiling = []
+
+    def program(x):
+        read = reader(x, [5, 2, 0])
+
+        def loop_fn(*args):
+            compiling.append(torch.compiler.is_compiling())
+            return read(*args)
+
+        return raw_rnn(cell, loop_fn)[0].stack() * 2
+
+    with torch.no_grad():  # Dynamo warns about tensors with gradients that it meets after the graph break
+        assert torch.equal(torch.compile(program, backend="eager")(x), program(x))
+    assert compiling == [False] * 2 * (T + 1)
+
+
 def test_inference_mode(program):
     with torch.inference_mode():
         assert raw_rnn(*program)[0].stack().is_inference()
