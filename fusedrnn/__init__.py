@@ -2,7 +2,19 @@
 
 from . import feedback, random
 from ._version import __version__
-from .cells import RNNCell
+from .cells import (
+    AttentionWrapper,
+    BahdanauAttention,
+    BasicRNNCell,
+    DropoutWrapper,
+    GRUCell,
+    LSTMCell,
+    LuongAttention,
+    MultiRNNCell,
+    ResidualWrapper,
+    RNNCell,
+    ZoneoutWrapper,
+)
 from .decode import dynamic_decode
 from .errors import PlanError
 from .loop import raw_rnn
@@ -10,9 +22,19 @@ from .rnn import bidirectional_dynamic_rnn, dynamic_rnn
 from .tensor_array import TensorArray
 
 __all__ = [
+    "AttentionWrapper",
+    "BahdanauAttention",
+    "BasicRNNCell",
+    "DropoutWrapper",
+    "GRUCell",
+    "LSTMCell",
+    "LuongAttention",
+    "MultiRNNCell",
     "PlanError",
     "RNNCell",
+    "ResidualWrapper",
     "TensorArray",
+    "ZoneoutWrapper",
     "__version__",
     "bidirectional_dynamic_rnn",
     "dynamic_decode",

@@ -56,6 +56,7 @@ class Port:
         self.structure = structure
         self.leaves = leaves
         self._hint = hint
+        self._single = structure.is_leaf()
 
     @classmethod
     def of(cls, name: str, tree: Tree) -> tuple[Port, list[Any]]:
@@ -71,7 +72,7 @@ class Port:
             TypeError: another node type or dtype.
             ValueError: another structure or shape, or a leaf that is no tensor.
         """
-        found = trees.match(self.structure, tree, f"{self.name} at time {time}")
+        found = [tree] if self._single else trees.match(self.structure, tree, f"{self.name} at time {time}")
         for place, (value, leaf) in enumerate(zip(found, self.leaves, strict=True)):
             if type(value) is torch.Tensor and value.dtype == leaf.dtype and value.shape == leaf.shape:
                 continue
@@ -89,7 +90,7 @@ class Port:
         raise ValueError(f"{path} must keep its shape: expected {leaf}, got {now} at time {time}.{hint}")
 
     def tree(self, leaves: list[Any]) -> Tree:
-        return trees.unflatten(self.structure, leaves)
+        return leaves[0] if self._single else trees.unflatten(self.structure, leaves)
 
 
 def _leaf(path: str, value: Any, expected: str = "a tensor") -> Any:

@@ -19,6 +19,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
+_NO_TIME = _LOW  # the time of draws that are the same at every step: no loop gets there
 
 
 def philox(key: torch.Tensor, c0: torch.Tensor, c1: int, c2: int, c3: int) -> torch.Tensor:
@@ -81,7 +82,7 @@ def uniform(
         raise ValueError(f"row_seed must be int64 [B], got {row_seed.dtype} of shape {list(row_seed.shape)}")
     shape = tuple(shape_per_row)
     frame = frames.current()
-    time, site, lineage = (0, 0, 0) if frame is None else (frame.time if every_step else 0, frame.next_site(), frame.lineage)
+    time, site, lineage = (0, 0, 0) if frame is None else (frame.time if every_step else _NO_TIME, frame.next_site(), frame.lineage)
     column = torch.arange(math.prod(shape), dtype=torch.int64, device=row_seed.device)
     word = philox(row_seed[:, None], column, time, site, lineage)
     draws = ((word >> 9) * 2 + 1).to(torch.float64 if dtype == torch.float64 else torch.float32) * 2.0**-24

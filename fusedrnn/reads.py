@@ -133,6 +133,11 @@ def _narrow(frame: Frame, func: Any, input: torch.Tensor, dim: Any, start: Any, 
 
 
 def _embedding(frame: Frame, func: Any, input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    if weight.device.type == "cpu":
+        try:
+            return func(input, weight, *args, **kwargs)
+        except IndexError:  # torch has looked already; a GPU would stop the process instead
+            pass
     weight, index = _bounded(frame, weight, 0, input.reshape(1) if input.ndim == 0 else input)
     return func(index.reshape(input.shape), weight, *args, **kwargs)
 

@@ -44,6 +44,8 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 def paths(structure: Structure) -> list[str]:
     """The place of each leaf as Python would write it: ``[0]['h']``; the empty string for a tree that is one leaf."""
+    if structure.is_leaf():
+        return [""]
     tree = unflatten(structure, [0] * structure.num_leaves)
     return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
 

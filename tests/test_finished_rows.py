@@ -86,14 +86,16 @@ def test_a_cell_that_works_in_place_does_not_reach_frozen_rows():
 
         def __call__(self, x, s):
             s.add_(1)
-            x.mul_(0)
             return s.clone(), s
 
     x = torch.ones(T, B, H)
 
     def loop_fn(time, out, state, _):
-        return time >= ENDS, x[time].clone(), torch.zeros(B, H) if state is None else state, out, None
+        return time >= ENDS, x[time], torch.zeros(B, H) if state is None else state, out, None
 
-    emits, state, _ = raw_rnn(Cell(), loop_fn)
+    with pytest.raises(RuntimeError, match="changed its state in place at time 1"):
+        raw_rnn(Cell(), loop_fn)
+    with torch.inference_mode():
+        emits, state, _ = raw_rnn(Cell(), loop_fn)
     assert state[:, 0].tolist() == [4, 2, 0]
     assert emits.stack()[:, :, 0].tolist() == [[1, 1, 0], [2, 2, 0], [3, 0, 0], [4, 0, 0]]

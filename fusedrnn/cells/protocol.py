@@ -38,7 +38,7 @@ class RNNCell(nn.Module):
             dtype: None takes that of the cell's first parameter, of a cell without parameters torch's default.
             device: None takes that of the cell's first parameter, of a cell without parameters the CPU.
         """
-        return zero_state(self, batch_size, dtype, device)
+        return _zeros(self, batch_size, dtype, device)
 
 
 class _TorchCell:
@@ -89,9 +89,13 @@ def size_shape(size: Any, name: str = "size") -> tuple[int, ...]:
 
 
 def zero_state(cell: Any, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tree:
-    """`RNNCell.zero_state` for any cell; a foreign one's own method is used where it has one."""
-    if not isinstance(cell, RNNCell) and callable(getattr(cell, "zero_state", None)):
+    """The zero state of any cell: by its own ``zero_state`` where it has one, else as `RNNCell.zero_state`."""
+    if callable(getattr(cell, "zero_state", None)):
         return cell.zero_state(batch_size, dtype, device)
+    return _zeros(cell, batch_size, dtype, device)
+
+
+def _zeros(cell: Any, batch_size: int, dtype: torch.dtype | None, device: torch.device | str | None) -> Tree:
     first = next(iter(cell.parameters()), None) if callable(getattr(cell, "parameters", None)) else None
     dtype = dtype or (torch.get_default_dtype() if first is None else first.dtype)
     device = device or (None if first is None else first.device)

@@ -36,15 +36,18 @@ def run(call: Call) -> Result:
         finished, inputs, state, loop_state = begun.finished, begun.inputs, begun.state, begun.loop_state
         emits: list[list[torch.Tensor]] = []
         history: list[torch.Tensor] = []  # the finished flags before each step
-        while (done := int(finished.sum())) < begun.batch and len(emits) != call.max_steps:
+        while (done := int(finished.count_nonzero())) < begun.batch and len(emits) != call.max_steps:
             time = len(emits) + 1
             frame.begin_step(time)
             seen = state
             if done:
-                inputs = _quieted(inputs, finished)
-                # Copies: a cell that works in place must not reach what the frozen rows keep.
-                seen = _quieted([leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in state], finished)
+                inputs, seen = _quieted(inputs, finished), _seen_by_cell(state, finished)
+            versions = _versions(state)
             output, cell_state = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
+            if done and versions != _versions(state):
+                raise RuntimeError(
+                    f"the cell changed its state in place at time {time}, where finished rows need the old one; copy it first"
+                )
             if done and torch.is_grad_enabled():
                 output, cell_state = _guarded(output, finished), _guarded(cell_state, finished)
             carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
@@ -88,6 +91,19 @@ def _quieted(leaves: list[Any], finished: torch.Tensor) -> list[Any]:
         return leaf.masked_fill(_rows(finished, leaf) & ~torch.isfinite(leaf), 0)
 
     return [quiet(leaf) for leaf in leaves]
+
+
+def _seen_by_cell(state: list[Any], finished: torch.Tensor) -> list[Any]:
+    """The state leaves that the cell gets once rows are finished."""
+    if torch.is_grad_enabled():
+        return _quieted(state, finished)  # without a backward the cell may see what the frozen rows hold
+    # Inference tensors have no version that would tell of a change in place: the cell gets its own.
+    return [leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf for leaf in state]
+
+
+def _versions(state: list[Any]) -> list[int]:
+    """How often each tensor was changed in place."""
+    return [leaf._version for leaf in state if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
 
 
 def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:

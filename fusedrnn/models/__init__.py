@@ -1,0 +1,5 @@
+"""Models whose loops run through `fusedrnn.raw_rnn`."""
+
+from .g2p import G2P
+
+__all__ = ["G2P"]

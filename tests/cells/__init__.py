@@ -1,0 +1,1 @@
+"""Tests of fusedrnn.cells, one file a concept."""
