@@ -72,7 +72,7 @@ class Port:
             TypeError: another node type or dtype.
             ValueError: another structure or shape, or a leaf that is no tensor.
         """
-        found = [tree] if self._single else trees.match(self.structure, tree, f"{self.name} at time {time}")
+        found = [tree] if self._single else trees.match(self.structure, tree, lambda: f"{self.name} at time {time}")
         for place, (value, leaf) in enumerate(zip(found, self.leaves, strict=True)):
             if type(value) is torch.Tensor and value.dtype == leaf.dtype and value.shape == leaf.shape:
                 continue
@@ -148,8 +148,10 @@ def start(call: Call, frame: Frame) -> Start:
         IndexError: rows that are not finished read past the end of an input.
     """
     frame.begin_step(0)
+    time = _time(0)
     with reads.Reads(frame):
-        finished, next_input, state, emit, loop_state = _unpacked(call.loop_fn(_time(0), None, None, None), 0)
+        result = call.loop_fn(time, None, None, None)
+    finished, next_input, state, emit, loop_state = _unpacked(result, 0)
 
     inputs_port, inputs = Port.of("next_input", next_input)
     shapes = [leaf.shape for leaf in inputs_port.leaves if leaf.shape]
@@ -175,9 +177,10 @@ def start(call: Call, frame: Frame) -> Start:
 
 def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tensor, output: Tree, state: Tree, loop_state: Tree) -> Step:
     """Call loop_fn at a time from 1 on and check its result. ``finished`` is what was known before the call."""
+    now = _time(time)
     with reads.Reads(frame):
-        result = _unpacked(call.loop_fn(_time(time), output, state, loop_state), time)
-    next_finished, next_input, next_state, emit, next_loop_state = result
+        result = call.loop_fn(now, output, state, loop_state)
+    next_finished, next_input, next_state, emit, next_loop_state = _unpacked(result, time)
     flags = finished | _finished(next_finished, begun.batch, begun.device, time)
     reads.check(frame, flags)
     if begun.emit_port is None:
@@ -240,12 +243,12 @@ def _time(time: int) -> torch.Tensor:
 
 
 def _unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
+    if isinstance(result, (tuple, list)) and len(result) == 5:
+        return tuple(result)
     names = "(finished, next_input, next_cell_state, emit_output, next_loop_state)"
     if not isinstance(result, (tuple, list)):
         raise TypeError(f"loop_fn must return five values {names}, got {trees.describe(result)} at time {time}")
-    if len(result) != 5:
-        raise ValueError(f"loop_fn must return five values {names}, got {len(result)} at time {time}")
-    return tuple(result)
+    raise ValueError(f"loop_fn must return five values {names}, got {len(result)} at time {time}")
 
 
 def _finished(value: Any, batch: int, device: torch.device, time: int) -> torch.Tensor:

@@ -50,8 +50,8 @@ def paths(structure: Structure) -> list[str]:
     return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
 
 
-def match(structure: Structure, tree: Tree, name: str) -> list[Any]:
-    """The leaves of a tree that must have this structure.
+def match(structure: Structure, tree: Tree, name: str | Callable[[], str]) -> list[Any]:
+    """The leaves of a tree that must have this structure; ``name``, or what it returns, stands for the tree in errors.
 
     Raises:
         TypeError: a node of another type (list for tuple, tuple for namedtuple).
@@ -61,7 +61,7 @@ def match(structure: Structure, tree: Tree, name: str) -> list[Any]:
         return structure.flatten_up_to(tree)
     except ValueError:
         found: list[Any] = []
-        _align(unflatten(structure, [0] * structure.num_leaves), tree, name, found)
+        _align(unflatten(structure, [0] * structure.num_leaves), tree, name if isinstance(name, str) else name(), found)
         return found
 
 
