@@ -83,6 +83,26 @@ def test_initial_states_and_dtypes():
     assert dynamic_rnn(Sum(), x.half())[1].dtype == torch.float16
 
 
+@pytest.mark.parametrize("arguments", [2, 3])
+def test_a_foreign_cell_may_bring_its_zero_state(arguments):
+    class Cell:
+        output_size = state_size = D
+
+        def __call__(self, inputs, state):
+            return state, state + inputs
+
+    class Short(Cell):
+        def zero_state(self, batch_size, dtype):
+            return torch.full((batch_size, D), 7.0, dtype=dtype)
+
+    class Long(Cell):
+        def zero_state(self, batch_size, dtype=None, device=None):
+            return torch.full((batch_size, D), 7.0, dtype=dtype, device=device)
+
+    out, _ = dynamic_rnn(Short() if arguments == 2 else Long(), torch.ones(2, 3, D))
+    assert torch.equal(out[:, 0], torch.full((2, D), 7.0))
+
+
 def test_trees_of_inputs_and_outputs():
     class Cell:
         state_size = (D,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -89,9 +90,17 @@ def size_shape(size: Any, name: str = "size") -> tuple[int, ...]:
 
 
 def zero_state(cell: Any, batch_size: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tree:
-    """The zero state of any cell: by its own ``zero_state`` where it has one, else as `RNNCell.zero_state`."""
-    if callable(getattr(cell, "zero_state", None)):
-        return cell.zero_state(batch_size, dtype, device)
+    """The zero state of any cell: by its own ``zero_state`` where it has one, else as `RNNCell.zero_state`.
+
+    A foreign cell's method may be TensorFlow's, ``zero_state(batch_size, dtype)``.
+    """
+    method = getattr(cell, "zero_state", None)
+    if callable(method):
+        try:
+            inspect.signature(method).bind(batch_size, dtype, device)
+        except TypeError:
+            return method(batch_size, dtype)
+        return method(batch_size, dtype, device)
     return _zeros(cell, batch_size, dtype, device)
 
 
