@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class PastEnd(NamedTuple):
@@ -27,6 +28,7 @@ class Frame:
         draws: how many random draws the step has made; the next one's call site.
         lineage: 0 for an outermost loop; for a nested one, a number that its place in the outer loop determines.
         past_end: the look-ups past the end that loop_fn has made in its current call.
+        unbound: the tensors that loop_fn indexes along their first dimension, with their version and, once needed, their elements.
     """
 
     def __init__(self, lineage: int) -> None:
@@ -34,6 +36,7 @@ class Frame:
         self.draws = 0
         self.lineage = lineage
         self.past_end: list[PastEnd] = []
+        self.unbound: Any = WeakTensorKeyDictionary()
         self._seed: int | None = None
 
     def begin_step(self, time: int) -> None:

@@ -104,7 +104,24 @@ def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
             dim += 1
         else:
             dim += _consumes(item)
+    if len(items) == 1 and x.requires_grad and torch.is_grad_enabled():
+        return _element(frame, func, x, items[0])
     return func(x, tuple(items))
+
+
+def _element(frame: Frame, func: Any, x: torch.Tensor, at: Any) -> Any:
+    """``x[at]`` for a backward. From the second read on all elements are unbound at once: the backward of ``unbind`` is one stack, that of
+    ``x[at]`` a zero tensor of x's size, which for every step makes the backward quadratic in T."""
+    if not isinstance(at, int):
+        return func(x, at)
+    version, elements = frame.unbound.get(x, (None, None))
+    if version != x._version:
+        frame.unbound[x] = (x._version, None)
+        return func(x, at)
+    if elements is None:
+        elements = x.unbind(0)
+        frame.unbound[x] = (version, elements)
+    return elements[at]
 
 
 def _consumes(item: Any) -> int:

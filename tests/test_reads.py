@@ -123,3 +123,31 @@ def test_the_error_lists_few_rows_of_many():
     cell = torch.nn.RNNCell(2, 1)
     with pytest.raises(IndexError, match=r"\[0, 1, 2, 3, 4, 5, 6, 7\] and more"):
         raw_rnn(cell, lambda t, out, s, ls: (t >= 9, x[t], torch.zeros(40, 1) if s is None else s, out, None))
+
+
+def test_the_backward_of_reads_is_linear_in_their_number():
+    """Only the first read costs a zero tensor of the input's size; the rest share one stack."""
+    x = X.clone().requires_grad_()
+    seen = []
+    emits = run(lambda t: seen.append(x[t]) or seen[-1])
+    assert [type(value.grad_fn).__name__ for value in seen] == ["SelectBackward0"] + ["UnbindBackward0"] * T
+    emits.stack().square().sum().backward()
+    live = torch.arange(T)[:, None, None] < torch.tensor([4, 2, 0])[None, :, None]
+    assert torch.equal(x.grad, 2 * X * live)
+
+
+def test_an_input_that_changes_is_read_anew():
+    base = X.clone().requires_grad_()
+    x = base * 1
+    seen = []
+
+    def read(t):
+        with torch.no_grad():
+            x.add_(1)
+        value = x[t]
+        assert type(value.grad_fn).__name__ == "SelectBackward0"
+        seen.append(value.clone())
+        return seen[-1]
+
+    run(read)
+    assert torch.equal(torch.stack(seen), torch.stack([X[min(t, T - 1)] + t + 1 for t in range(T + 1)]))
