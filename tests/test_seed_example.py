@@ -37,7 +37,7 @@ def test_equals_nn_lstm(read):
 
     def loop_fn(time, cell_output, cell_state, loop_state):
         emit_output = cell_output  # == None for time == 0
-        if cell_output is None:  # time == 0
+        if cell_output is None:  # time == 0  # noqa: SIM108
             next_cell_state = cell.zero_state(BATCH, torch.float64)
         else:
             next_cell_state = cell_state
