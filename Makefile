@@ -22,7 +22,8 @@ lint: $(MARK)
 
 $(MARK): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,test]'
+	@echo "Installing torch and the rest into $(VENV): one to two minutes."
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt --config-settings editable_mode=compat -e '.[demo,test]'
 	touch $(MARK)
 
 clean:

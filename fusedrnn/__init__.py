@@ -1,9 +1,10 @@
-"""fusedrnn: a cell and a loop_fn in plain PyTorch; the whole recurrence as one loop on the device."""
+"""fusedrnn: TensorFlow's raw_rnn for PyTorch. A recurrence is a cell and a loop_fn; `raw_rnn` runs it."""
 
 from . import feedback, random
 from ._version import __version__
 from .cells import (
     AttentionWrapper,
+    AttentionWrapperState,
     BahdanauAttention,
     BasicRNNCell,
     DropoutWrapper,
@@ -23,6 +24,7 @@ from .tensor_array import TensorArray
 
 __all__ = [
     "AttentionWrapper",
+    "AttentionWrapperState",
     "BahdanauAttention",
     "BasicRNNCell",
     "DropoutWrapper",

@@ -72,7 +72,7 @@ def _discard_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fusedrnn", description="raw_rnn for PyTorch: one loop on the device.")
+    parser = argparse.ArgumentParser(prog="fusedrnn", description="raw_rnn for PyTorch.")
     parser.add_argument("--version", action="version", version=f"fusedrnn {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 

@@ -148,9 +148,7 @@ def start(call: Call, frame: Frame) -> Start:
         IndexError: rows that are not finished read past the end of an input.
     """
     frame.begin_step(0)
-    time = _time(0)
-    with reads.Reads(frame):
-        result = call.loop_fn(time, None, None, None)
+    result = _asked(call, frame, _time(0), None, None, None)
     finished, next_input, state, emit, loop_state = _unpacked(result, 0)
 
     inputs_port, inputs = Port.of("next_input", next_input)
@@ -177,12 +175,12 @@ def start(call: Call, frame: Frame) -> Start:
 
 def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tensor, output: Tree, state: Tree, loop_state: Tree) -> Step:
     """Call loop_fn at a time from 1 on and check its result. ``finished`` is what was known before the call."""
-    now = _time(time)
-    with reads.Reads(frame):
-        result = call.loop_fn(now, output, state, loop_state)
+    result = _asked(call, frame, _time(time), output, state, loop_state)
     next_finished, next_input, next_state, emit, next_loop_state = _unpacked(result, time)
     flags = finished | _finished(next_finished, begun.batch, begun.device, time)
     reads.check(frame, flags)
+    if emit is None:
+        raise ValueError(f"emit_output at time {time} must be a tensor or a tree of them, got None; only time 0 may give None")
     if begun.emit_port is None:
         begun.emit_port = emit_port_of_output(call.cell, output, begun.batch)
     if next_loop_state is None:
@@ -202,6 +200,26 @@ def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tens
     )
 
 
+def cell_results(result: Any, time: int) -> tuple[Tree, Tree]:
+    """The two results of the cell's call in the step that ends at ``time``."""
+    if isinstance(result, (tuple, list)) and len(result) == 2:
+        return result[0], result[1]
+    raise TypeError(f"cell must return the pair (output, new_state), got {trees.describe(result)} in the step before time {time}")
+
+
+def _asked(call: Call, frame: Frame, *arguments: Any) -> Any:
+    """What loop_fn returns."""
+    try:
+        with reads.Reads(frame):
+            return call.loop_fn(*arguments)
+    except Exception as error:
+        if type(error).__module__ == "torch._dynamo.exc":
+            error.add_note(
+                "If loop_fn calls torch.cond by a name imported from torch, write torch.cond(...): fusedrnn cannot see the other."
+            )
+        raise
+
+
 def emit_port_of_output(cell: Any, output: Tree, batch: int) -> Port:
     """The port of a loop whose emit was None at time 0: the structure and shapes of ``cell.output_size``, the dtypes of the output.
 
@@ -216,7 +234,10 @@ def emit_port_of_output(cell: Any, output: Tree, batch: int) -> Port:
     leaves = [Leaf((batch, *size_shape(size, "cell.output_size")), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
     return Port(
         "emit_output", structure, leaves,
-        lambda _: " The emit was None at time 0, which stands for cell.output_size: return an example of one row's emit there instead.",
+        lambda _: (
+            " The emit was None at time 0, which stands for cell.output_size: return an example of one row's emit there instead, "
+            "or correct cell.output_size."
+        ),
     )  # fmt: skip
 
 
@@ -258,7 +279,7 @@ def _finished(value: Any, batch: int, device: torch.device, time: int) -> torch.
         kind = ValueError if value is None else TypeError
         raise kind(f"finished must be a bool tensor [B] or one bool, got {trees.describe(value)} at time {time}")
     if value.dtype != torch.bool:
-        raise TypeError(f"finished must be of dtype bool, got {trees.describe(value)} at time {time}")
+        raise TypeError(f"finished must be of dtype bool, such as time >= lengths, got {trees.describe(value)} at time {time}")
     if value.ndim == 0:
         return value.to(device).expand(batch)
     if value.shape != (batch,):

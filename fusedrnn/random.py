@@ -77,6 +77,9 @@ def uniform(
 
     Returns:
         ``[B, *shape_per_row]``, the same numbers for the same row seed, step and call site in every executor.
+
+    Raises:
+        ValueError: ``row_seed`` is not int64 ``[B]``.
     """
     if row_seed.ndim != 1 or row_seed.dtype != torch.int64:
         raise ValueError(f"row_seed must be int64 [B], got {row_seed.dtype} of shape {list(row_seed.shape)}")

@@ -154,7 +154,11 @@ def _embedding(frame: Frame, func: Any, input: torch.Tensor, weight: torch.Tenso
         try:
             return func(input, weight, *args, **kwargs)
         except IndexError:  # torch has looked already; a GPU would stop the process instead
-            pass
+            if input.numel() > 1:  # tokens of rows; one index may be the time
+                raise IndexError(
+                    f"loop_fn at time {frame.time} looks up index {int(input.max())} (the least is {int(input.min())}) "
+                    f"in an embedding of {len(weight)} rows"
+                ) from None
     weight, index = _bounded(frame, weight, 0, input.reshape(1) if input.ndim == 0 else input)
     return func(index.reshape(input.shape), weight, *args, **kwargs)
 

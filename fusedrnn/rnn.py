@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from . import trees
 from .cells.protocol import as_cell, zero_state
@@ -102,6 +103,8 @@ def bidirectional_dynamic_rnn(
 
 
 def _time_major(inputs: Tree, time_major: bool) -> Tree:
+    if isinstance(inputs, PackedSequence):
+        raise TypeError("inputs is a PackedSequence: pass the padded tensor, and the lengths as sequence_length")
     leaves, structure = trees.flatten(inputs)
     for leaf, path in zip(leaves, trees.paths(structure), strict=True):
         if not isinstance(leaf, torch.Tensor):

@@ -55,7 +55,9 @@ def test_plan_error_tells_where():
     ("change", "kind", "words"),
     [
         ({"cell": 3}, TypeError, "cell must be an RNNCell, .*; int lacks output_size, state_size, a call"),
-        ({"cell": nn.GRUCell}, TypeError, "an instance: this is the class"),
+        ({"cell": nn.GRUCell}, TypeError, r"GRUCell is a class: pass an instance, GRUCell\(...\)"),
+        ({"cell": nn.LSTM(2, 2)}, TypeError, "LSTM lacks output_size, state_size; .* use torch.nn.LSTMCell"),
+        ({"cell": lambda *a: a}, TypeError, "are cell and loop_fn swapped"),
         ({"cell": nn.Linear(2, 2)}, TypeError, "Linear lacks output_size, state_size"),
         ({"loop_fn": None}, TypeError, "loop_fn must be callable, got NoneType"),
         ({"parallel_iterations": -1}, TypeError, "parallel_iterations must not be negative, got -1"),
@@ -214,7 +216,8 @@ def test_inference_mode(program):
 
 def test_exported_names():
     assert set(fusedrnn.__all__) == {
-        "AttentionWrapper", "BahdanauAttention", "BasicRNNCell", "DropoutWrapper", "GRUCell", "LSTMCell", "LuongAttention",
+        "AttentionWrapper", "AttentionWrapperState",
+        "BahdanauAttention", "BasicRNNCell", "DropoutWrapper", "GRUCell", "LSTMCell", "LuongAttention",
         "MultiRNNCell", "PlanError", "RNNCell", "ResidualWrapper", "TensorArray", "ZoneoutWrapper", "__version__",
         "bidirectional_dynamic_rnn", "dynamic_decode", "dynamic_rnn", "feedback", "random", "raw_rnn",
     }  # fmt: skip

@@ -312,6 +312,12 @@ class BoundAttention(RNNCell):
         wrapper = self.wrapper
         if not isinstance(state, AttentionWrapperState):
             raise TypeError(f"state must be an AttentionWrapperState, got {trees.describe(state)}; zero_state and initial_state make one")
+        rows = state.attention.shape[:1]
+        if rows and rows[0] != self.batch_size:
+            raise ValueError(
+                f"the memory has {self.batch_size} rows and the state {rows[0]}; bind a memory with a row for each row of the batch "
+                "(for a beam search: bind(tile_beams(memory, beam_width), tile_beams(lengths, beam_width)))"
+            )
         checks.rows("state.attention", state.attention, wrapper.attention_size, of="the attention's size", batch=self.batch_size)
 
         cell_output, cell_state = as_cell(wrapper.cell)((wrapper.cell_input_fn or _concat)(inputs, state.attention), state.cell_state)

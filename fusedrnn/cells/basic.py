@@ -37,7 +37,7 @@ class BasicRNNCell(RNNCell):
     Shapes: inputs ``[B, D]``; state and output ``[B, H]``.
 
     Raises:
-        TypeError, ValueError: a size or activation that is none; when called, inputs or state of another shape or type.
+        TypeError, ValueError: a size or activation that is none; when called, inputs or state of another shape, or no tensors.
     """
 
     # Typed as tensors, as torch does; None without bias.

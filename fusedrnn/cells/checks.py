@@ -88,7 +88,11 @@ def pair(state: Any) -> tuple[Any, Any]:
 
 def array(name: str, value: Any, *shape: str | int) -> torch.Tensor:
     """A copy, as a tensor, of a tensor or of anything numpy understands. A dimension given as a str is free and only named in errors."""
-    tensor = value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    if not isinstance(value, torch.Tensor):
+        value = np.array(value)
+        if not np.issubdtype(value.dtype, np.number):
+            raise TypeError(f"{name} must be an array of numbers, got an array of {value.dtype}")
+    tensor = value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(value)
     free = [isinstance(dim, str) for dim in shape]
     if tensor.ndim != len(shape) or any(not any_size and dim != got for any_size, dim, got in zip(free, shape, tensor.shape, strict=True)):
         raise ValueError(f"{name} must have the shape [{', '.join(map(str, shape))}], got {list(tensor.shape)}")

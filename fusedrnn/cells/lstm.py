@@ -65,7 +65,7 @@ class LSTMCell(RNNCell):
 
     Raises:
         TypeError, ValueError: a size, bound or activation that is none, proj_clip without num_proj; when called, inputs or state of
-            another shape or type.
+            another shape, or no tensors.
     """
 
     # Typed as tensors, as torch does; None where the option is off.

@@ -70,14 +70,17 @@ def as_cell(cell: Any, name: str = "cell") -> Any:
     missing = [attribute for attribute in ("output_size", "state_size") if not hasattr(cell, attribute)]
     if not callable(cell):
         missing.append("a call (inputs, state) -> (output, new_state)")
+    if not missing and not isinstance(cell, type):
+        return cell
     if isinstance(cell, type):
-        missing.append("an instance: this is the class")
-    if missing:
-        raise TypeError(
-            f"{name} must be an RNNCell, a torch.nn.LSTMCell, GRUCell or RNNCell, or an object like them; "
-            f"{type(cell).__name__} lacks {', '.join(missing)}"
-        )
-    return cell
+        found = f"{cell.__name__} is a class: pass an instance, {cell.__name__}(...)"
+    else:
+        found = f"{type(cell).__name__} lacks {', '.join(missing)}"
+    if isinstance(cell, nn.RNNBase):
+        found += f"; it runs whole sequences: use torch.nn.{type(cell).__name__}Cell"
+    elif inspect.isroutine(cell):
+        found += "; are cell and loop_fn swapped?"
+    raise TypeError(f"{name} must be an RNNCell, a torch.nn.LSTMCell, GRUCell or RNNCell, or an object like them; {found}")
 
 
 def size_shape(size: Any, name: str = "size") -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from .reference import Result
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
 _RUN: dict[str, Callable[[Call], Result]] = {"reference": reference.run}
-_NOT_BUILT = "this version of fusedrnn has no {} executor; use backend='reference', or 'auto' to take whichever there is"
+_NOT_BUILT = "this version has no {} executor; use backend='reference' or 'auto'"
 
 
 def unavailable(backend: str) -> str | None:

@@ -43,7 +43,8 @@ def run(call: Call) -> Result:
             if done:
                 inputs, seen = _quieted(inputs, finished), _seen_by_cell(state, finished)
             versions = _versions(state)
-            output, cell_state = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
+            result = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
+            output, cell_state = contract.cell_results(result, time)
             if done and versions != _versions(state):
                 raise RuntimeError(
                     f"the cell changed its state in place at time {time}, where finished rows need the old one; copy it first"

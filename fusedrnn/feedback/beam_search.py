@@ -59,14 +59,17 @@ class BeamSearchDecoder:
 
     A hypothesis scores ``log p / lp(length)`` with ``lp(n) = ((5 + n) / 6) ** length_penalty`` (Wu et al. 2016, section 7). Hypotheses that
     end leave the beam and are kept beside it, the W best of them. A row ends when no live hypothesis can still reach its n best,
-    whatever follows (log p only falls, and the length is at most max_steps), not when the first W have ended.
+    whatever follows (log p only falls, and the length is at most max_steps), not when the first W have ended. Every live hypothesis may
+    end at every step, whatever the rank of the end token: so a width of 1 is not `greedy`, and a length penalty of 0 favours short
+    sequences.
 
     Args:
-        cell: as for `raw_rnn`; called on ``B * beam_width`` rows, the beams of a row side by side.
+        cell: as for `raw_rnn`; called on ``B * beam_width`` rows, the beams of a row side by side. What it reads of a row must be tiled:
+            ``wrapper.bind(tile_beams(memory, beam_width), tile_beams(lengths, beam_width))``.
         embedding, project: as in `greedy`.
         start: the first token, one for all rows or ``[B]`` integers.
         end: the token that ends a hypothesis.
-        initial_state: the cell's state at the start, leaves ``[B, ...]``, not tiled.
+        initial_state: the cell's state at the start, leaves ``[B, ...]``, not tiled: that of a cell bound to the memory itself.
         beam_width: W, the live hypotheses a row.
         max_steps: the most tokens, the end token included; live hypotheses of that length compete too.
         length_penalty: 0 compares log probabilities; larger values favour longer sequences.

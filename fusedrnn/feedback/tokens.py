@@ -35,7 +35,7 @@ class BasicDecoderOutput(NamedTuple):
     sample_id: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenLoop:
     """A loop_fn that feeds tokens back; also what `forced_prefix` and `BasicDecoder` take apart.
 
@@ -61,6 +61,9 @@ class TokenLoop:
     emit: str
     example: Tree
 
+    def __repr__(self) -> str:
+        return f"TokenLoop({len(self.start)} rows, emit={self.emit!r})"
+
     def __call__(self, time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> tuple[Any, Any, Any, Any, Any]:
         if output is None:
             return self.ends(time, torch.full_like(self.start, -1)), self.embed(self.start), self.initial_state, self.example, None
@@ -81,6 +84,8 @@ def greedy(
     emit: str = "tokens",
 ) -> TokenLoop:
     """Feed the most probable token back; of equal logits the one with the lowest index.
+
+    Past a row's end the emitted tokens are 0, which may be a token too: ``lengths`` of the emits tells them apart.
 
     Args:
         embedding: an ``nn.Embedding``, a table ``[V, E]`` or a function from tokens ``[B]`` int64 to inputs ``[B, E]``.
@@ -139,6 +144,9 @@ def teacher_forcing(
     emit: str = "logits",
 ) -> TokenLoop:
     """Feed the target back, whatever the logits say: step t sees ``targets[t - 1]`` and should predict ``targets[t]``.
+
+    The loop ends with its longest row, so the logits are ``[T_run, B, V]`` with T_run the largest length: compare them with
+    ``targets[:len(logits)]``.
 
     Args (besides those of `greedy`):
         targets: ``[T, B]`` integers.
@@ -241,7 +249,9 @@ def start_tokens(start: Any, initial_state: Tree) -> torch.Tensor:
     """The first tokens as ``[B]`` int64, with B and the device from the initial state."""
     rows = next((leaf for leaf in trees.leaves(initial_state) if isinstance(leaf, torch.Tensor) and leaf.ndim), None)
     if rows is None:
-        raise ValueError(f"initial_state must hold a tensor [B, ...], got {trees.describe(initial_state)}")
+        raise ValueError(
+            f"initial_state must hold a tensor [B, ...], such as cell.zero_state(batch_size), got {trees.describe(initial_state)}"
+        )
     tokens = _integers(torch.as_tensor(start), "start").to(torch.int64)
     if tokens.ndim == 0:
         return tokens.to(rows.device).expand(len(rows))

@@ -42,7 +42,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "fc_b": (len(PHONEMES),),
 }
 
-_INSTALL = "pip install 'fusedrnn[demo]'"
+_INSTALL = "pip install 'fusedrnn[demo]', or in a clone pip install -e '.[demo]'"
 
 _GRAPHEME_INDEX = {grapheme: index for index, grapheme in enumerate(GRAPHEMES) if len(grapheme) == 1}
 
