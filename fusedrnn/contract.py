@@ -164,7 +164,7 @@ def start(call: Call, frame: Frame) -> Start:
     _batch_first(state_port, batch, scalars=True)
 
     device = inputs[0].device
-    flags = _finished(finished, batch, device, 0)
+    flags = finished_flags(finished, batch, device, 0).clone()  # loop_fn may keep its tensor and change it
     reads.check(frame, flags)
     loop_state_port, loop_leaves = (None, None) if loop_state is None else Port.of("loop_state", loop_state)
     return Start(
@@ -177,7 +177,7 @@ def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tens
     """Call loop_fn at a time from 1 on and check its result. ``finished`` is what was known before the call."""
     result = _asked(call, frame, _time(time), output, state, loop_state)
     next_finished, next_input, next_state, emit, next_loop_state = _unpacked(result, time)
-    flags = finished | _finished(next_finished, begun.batch, begun.device, time)
+    flags = finished | finished_flags(next_finished, begun.batch, begun.device, time)
     reads.check(frame, flags)
     if emit is None:
         raise ValueError(f"emit_output at time {time} must be a tensor or a tree of them, got None; only time 0 may give None")
@@ -260,7 +260,7 @@ def _emit_port(emit: Tree, batch: int) -> Port:
 
 
 def _time(time: int) -> torch.Tensor:
-    return torch.tensor(time, dtype=torch.int32)
+    return torch.tensor(time, dtype=torch.int32, device="cpu")
 
 
 def _unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
@@ -272,9 +272,15 @@ def _unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
     raise ValueError(f"loop_fn must return five values {names}, got {len(result)} at time {time}")
 
 
-def _finished(value: Any, batch: int, device: torch.device, time: int) -> torch.Tensor:
+def finished_flags(value: Any, batch: int, device: torch.device, time: int) -> torch.Tensor:
+    """``finished`` as bool ``[batch]`` on the device: one bool stands for all rows.
+
+    Raises:
+        TypeError: it is no bool, or no tensor.
+        ValueError: it has another shape, or is on another device, or None.
+    """
     if isinstance(value, bool):
-        value = torch.tensor(value)
+        value = torch.tensor(value, device=device)
     if not isinstance(value, torch.Tensor):
         kind = ValueError if value is None else TypeError
         raise kind(f"finished must be a bool tensor [B] or one bool, got {trees.describe(value)} at time {time}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from . import trees
+from .contract import finished_flags
 from .loop import raw_rnn
 from .trees import Tree
 
@@ -80,18 +82,25 @@ def dynamic_decode(
     def loop_fn(time: torch.Tensor, inputs: Any, state: Any, progress: Any) -> tuple[Any, Any, Any, Any, Any]:
         if inputs is None:
             finished, inputs, state = decoder.initialize()
-            batch = trees.leaves(inputs)[0].shape[0]
-            finished = bounded(torch.as_tensor(finished), time).expand(batch)
+            first = trees.leaves(inputs)[0]
+            if not isinstance(first, torch.Tensor) or not first.ndim:
+                raise ValueError(f"decoder.initialize must give inputs [B, ...], got {trees.describe(inputs)}")
+            finished = bounded(finished_flags(finished, len(first), first.device, 0), time)
             return reported(finished), inputs, state, example, (finished, torch.zeros_like(finished, dtype=torch.int32))
         before, lengths = progress
-        outputs, state, inputs, finished = decoder.step(time - 1, inputs, state)
-        finished = bounded(finished if own_finished else finished | before, time).expand_as(before)
+        stepped = decoder.step(time - 1, inputs, state)
+        if not isinstance(stepped, tuple) or len(stepped) != 4:
+            raise ValueError(f"decoder.step must return (outputs, state, inputs, finished), got {trees.describe(stepped)}")
+        outputs, state, inputs, finished = stepped
+        finished = finished_flags(finished, len(before), before.device, int(time))
+        finished = bounded(finished if own_finished else finished | before, time)
         return reported(finished), inputs, state, outputs, (finished, torch.where(before, lengths, time.to(lengths)))
 
     emits, state, (_, lengths) = raw_rnn(_PassOn(), loop_fn, parallel_iterations, swap_memory, scope, backend=backend)
     outputs = trees.map_leaves(lambda emit: emit.stack(), emits)
     if hasattr(decoder, "finalize"):
-        outputs, state = decoder.finalize(outputs, state, lengths)
+        with suppress(NotImplementedError):  # TensorFlow's base class raises it where there is nothing to finalize
+            outputs, state = decoder.finalize(outputs, state, lengths)
     return (outputs if output_time_major else trees.map_leaves(lambda leaf: leaf.transpose(0, 1), outputs)), state, lengths
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class PastEnd(NamedTuple):
@@ -20,6 +20,23 @@ class PastEnd(NamedTuple):
     rows: torch.Tensor | None
 
 
+@dataclass
+class Unbound:
+    """A tensor that loop_fn reads element by element along one dimension.
+
+    Attributes:
+        tensor, version: what was read, and its version then.
+        first, last: the times of the first and of the last read.
+        elements: the tensor taken apart; None until a second step reads it.
+    """
+
+    tensor: torch.Tensor
+    version: int
+    first: int
+    last: int
+    elements: tuple[torch.Tensor, ...] | None = None
+
+
 class Frame:
     """One running loop.
 
@@ -28,7 +45,7 @@ class Frame:
         draws: how many random draws the step has made; the next one's call site.
         lineage: 0 for an outermost loop; for a nested one, a number that its place in the outer loop determines.
         past_end: the look-ups past the end that loop_fn has made in its current call.
-        unbound: the tensors that loop_fn indexes along their first dimension, with their version and, once needed, their elements.
+        unbound: the tensors that loop_fn reads element by element, by identity and dimension; gone two steps after their last read.
     """
 
     def __init__(self, lineage: int) -> None:
@@ -36,12 +53,14 @@ class Frame:
         self.draws = 0
         self.lineage = lineage
         self.past_end: list[PastEnd] = []
-        self.unbound: Any = WeakTensorKeyDictionary()
+        self.unbound: dict[tuple[int, int], Unbound] = {}
         self._seed: int | None = None
 
     def begin_step(self, time: int) -> None:
         self.time = time
         self.draws = 0
+        if self.unbound:
+            self.unbound = {key: read for key, read in self.unbound.items() if read.last >= time - 1}
 
     def next_site(self) -> int:
         site = self.draws

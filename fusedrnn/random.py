@@ -8,6 +8,7 @@ the first of its four words is the draw. Triton's ``tl.philox`` computes the sam
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,7 @@ def row_seeds(seed: int | torch.Tensor, batch_size: int, device: torch.device | 
             raise ValueError(f"seed must be an int or an integer tensor [{batch_size}], got {seed.dtype} of shape {list(seed.shape)}")
         return seed.to(torch.int64)
     # Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants as two's complement int64.
-    z = torch.arange(batch_size, dtype=torch.int64, device=device) + _signed(int(seed))
+    z = torch.arange(batch_size, dtype=torch.int64, device=device) + _signed(operator.index(seed))
     z = z * _signed(0x9E3779B97F4A7C15)
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)

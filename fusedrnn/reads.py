@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from .frames import Frame, PastEnd, current
+from .frames import Frame, PastEnd, Unbound, current
 
 
 class Reads(TorchFunctionMode):
@@ -67,7 +68,7 @@ def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: Any, batch_axis: in
     """``x`` and ``index`` such that the look-up stays within dimension ``dim``: (x, int) for one index, (x, tensor) for many."""
     size = x.shape[dim]
     at: Any
-    if isinstance(index, int) or index.ndim == 0:
+    if isinstance(index, (int, np.integer)) or index.ndim == 0:
         at = int(index)
         if at < size:
             return x, at
@@ -88,7 +89,7 @@ def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: Any, batch_axis: in
 def _is_index(item: Any) -> bool:
     if isinstance(item, torch.Tensor):
         return item.dtype in (torch.int32, torch.int64, torch.int16, torch.int8)
-    return isinstance(item, int) and not isinstance(item, bool)
+    return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
 
 
 def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
@@ -104,24 +105,33 @@ def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
             dim += 1
         else:
             dim += _consumes(item)
-    if len(items) == 1 and x.requires_grad and torch.is_grad_enabled():
-        return _element(frame, func, x, items[0])
+    if x.requires_grad and torch.is_grad_enabled():
+        single = _single(items, x)
+        if single is not None:
+            return _element(frame, x, single, items[single])
     return func(x, tuple(items))
 
 
-def _element(frame: Frame, func: Any, x: torch.Tensor, at: Any) -> Any:
-    """``x[at]`` for a backward. From the second read on all elements are unbound at once: the backward of ``unbind`` is one stack, that of
-    ``x[at]`` a zero tensor of x's size, which for every step makes the backward quadratic in T."""
-    if not isinstance(at, int):
-        return func(x, at)
-    version, elements = frame.unbound.get(x, (None, None))
-    if version != x._version:
-        frame.unbound[x] = (x._version, None)
-        return func(x, at)
-    if elements is None:
-        elements = x.unbind(0)
-        frame.unbound[x] = (version, elements)
-    return elements[at]
+def _single(items: list[Any], x: torch.Tensor) -> int | None:
+    """The place of the one int in an index that is whole slices otherwise, so also its dimension; None for any other index."""
+    ints = [place for place, item in enumerate(items) if isinstance(item, int) and not isinstance(item, bool)]
+    whole = all(isinstance(item, slice) and item == slice(None) for place, item in enumerate(items) if place not in ints)
+    return ints[0] if len(ints) == 1 and whole and ints[0] < x.ndim else None
+
+
+def _element(frame: Frame, x: torch.Tensor, dim: int, at: int) -> torch.Tensor:
+    """``x.select(dim, at)`` for a backward. Where a second step reads x, its elements are unbound all at once: the backward of ``unbind``
+    is one stack, that of ``select`` a zero tensor of x's size, which for every step makes the backward quadratic in T."""
+    read = frame.unbound.get((id(x), dim))
+    if read is None or read.version != x._version:
+        frame.unbound[id(x), dim] = Unbound(x, x._version, frame.time, frame.time)
+        return x.select(dim, at)
+    read.last = frame.time
+    if read.elements is None:
+        if read.first == frame.time:  # two reads in one step may be all there are
+            return x.select(dim, at)
+        read.elements = x.unbind(dim)
+    return read.elements[at]
 
 
 def _consumes(item: Any) -> int:
@@ -133,7 +143,10 @@ def _consumes(item: Any) -> int:
 
 def _select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
     if isinstance(dim, int) and _is_index(index) and input.ndim:
-        input, index = _bounded(frame, input, dim % input.ndim, index)
+        dim = dim % input.ndim
+        input, index = _bounded(frame, input, dim, index)
+        if isinstance(index, int) and input.requires_grad and torch.is_grad_enabled():
+            return _element(frame, input, dim, index)
     return func(input, dim, index)
 
 

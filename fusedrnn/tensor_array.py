@@ -74,6 +74,8 @@ class TensorArray:
         at = _integer("i", i)
         if at < 0:
             raise IndexError(f"TensorArray.write: i must not be negative, got {at}")
+        if not isinstance(value, (torch.Tensor, bool, int, float, complex)):
+            raise TypeError(f"TensorArray.write({at}, ...): the value must be a tensor or a number, got {type(value).__name__}")
         value = torch.as_tensor(value)
         self._admit(value, f"TensorArray.write({at}, ...)")
         new = self._copy(value)

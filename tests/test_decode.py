@@ -78,6 +78,24 @@ def test_a_decoder_may_track_its_own_finished_rows():
         dynamic_decode(Unfinishing([0, 1, 3]), impute_finished=True)
 
 
+@pytest.mark.parametrize(("finished", "kind"), [(torch.tensor([False]), ValueError), (torch.zeros(B, dtype=torch.int64), TypeError)])
+def test_finished_is_checked_as_in_raw_rnn(finished, kind):
+    class Bad(Counter):
+        def initialize(self):
+            return finished, torch.ones(B, H), torch.zeros(B, H)
+
+    with pytest.raises(kind, match="finished must"):
+        dynamic_decode(Bad([1, 1, 1]))
+
+
+def test_a_finalize_that_is_not_implemented():
+    class Base(Counter):
+        def finalize(self, outputs, state, lengths):
+            raise NotImplementedError
+
+    assert dynamic_decode(Base([0, 1, 3]))[0]["count"].shape == (B, 4, H)
+
+
 def test_finalize_gets_time_major_outputs():
     class Finalizing(Counter):
         def finalize(self, outputs, state, lengths):

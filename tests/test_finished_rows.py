@@ -63,6 +63,76 @@ def test_what_loop_fn_makes_of_a_finished_row(blow):
     assert torch.isfinite(grad).all()
 
 
+def test_loop_fn_may_not_write_into_what_frozen_rows_keep():
+    class Memory:
+        output_size, state_size = H, (T, H)
+
+        def __call__(self, x, memory):
+            return x, memory
+
+    def loop_fn(time, out, memory, _):
+        if out is None:
+            return time >= ENDS, torch.ones(B, H), torch.zeros(B, T), torch.zeros(H), None
+        memory[:, time - 1] = out[:, 0]
+        return time >= ENDS, torch.ones(B, H), memory, out, None
+
+    with pytest.raises(RuntimeError, match="cell or loop_fn changed the state in place"):
+        raw_rnn(Memory(), loop_fn)
+    with torch.inference_mode():
+        assert raw_rnn(Memory(), loop_fn)[1].sum(1).tolist() == [4, 2, 0]
+
+
+def test_loop_fn_may_keep_its_flags_and_change_them():
+    done = torch.tensor([False, False, True])
+
+    def loop_fn(time, out, state, _):
+        if out is not None:
+            done.logical_or_(time >= ENDS)
+        return done, torch.ones(B, H), torch.zeros(B, H) if state is None else state, out, None
+
+    emits, _, _ = raw_rnn(torch.nn.RNNCell(H, H), loop_fn)
+    assert emits.lengths.tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_values_do_not_depend_on_grad_mode(grad):
+    """A frozen -inf: the cell is given a zero for it, with and without a backward to come."""
+
+    class Largest:
+        output_size = state_size = H
+
+        def __call__(self, x, h):
+            return h.clamp(min=0), h
+
+    def loop_fn(time, out, state, seen):
+        start = torch.full((B, H), -torch.inf, requires_grad=grad)
+        seen = torch.zeros(B) if out is None else seen + state.detach().isinf().sum(1)
+        return time >= ENDS, torch.ones(B, H), start if out is None else state, out, seen
+
+    with torch.set_grad_enabled(grad):
+        _, state, seen = raw_rnn(Largest(), loop_fn)
+    assert torch.isinf(state).all()
+    assert seen.tolist() == [8, 4, 0]
+
+
+def test_vmap_over_parameters_with_finished_rows():
+    x, weights = torch.randn(T, B, H), torch.randn(2, H, H)
+
+    def total(weight):
+        class Cell:
+            output_size = state_size = H
+
+            def __call__(self, x, h):
+                h = torch.tanh(x @ weight + h)
+                return h, h
+
+        loop = lambda time, out, state, _: (time >= ENDS, x[time], torch.zeros(B, H) if state is None else state, out, None)  # noqa: E731
+        return raw_rnn(Cell(), loop)[0].stack().sum()
+
+    both = torch.func.vmap(total)(weights)
+    torch.testing.assert_close(both[1], total(weights[1]))
+
+
 def test_infinite_gradients_of_live_rows_are_not_hidden():
     w = torch.zeros(H, requires_grad=True)
 
@@ -93,7 +163,7 @@ def test_a_cell_that_works_in_place_does_not_reach_frozen_rows():
     def loop_fn(time, out, state, _):
         return time >= ENDS, x[time], torch.zeros(B, H) if state is None else state, out, None
 
-    with pytest.raises(RuntimeError, match="changed its state in place at time 1"):
+    with pytest.raises(RuntimeError, match="cell or loop_fn changed the state in place in the step to time 1"):
         raw_rnn(Cell(), loop_fn)
     with torch.inference_mode():
         emits, state, _ = raw_rnn(Cell(), loop_fn)

@@ -118,6 +118,65 @@ def test_a_loop_without_steps_knows_its_emits():
     assert emits["n"].lengths.tolist() == [0, 0, 0]
 
 
+def test_a_loop_without_steps_leaves_its_cell_alone():
+    class Cell(nn.Module):
+        output_size = state_size = H
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.cache, self.seen = nn.BatchNorm1d(H), None, []
+
+        def forward(self, x, h):
+            if self.cache is None:
+                self.cache = torch.ones(H)
+            self.seen.append(h)
+            return self.norm(h) * self.cache, h
+
+    cell = Cell()
+    loop_fn = lambda t, out, s, ls: (True, torch.ones(B, D), torch.zeros(B, H), None, None)  # noqa: E731
+    assert raw_rnn(cell, loop_fn)[0].stack().shape == (0, B, H)
+    assert (cell.cache, cell.seen, cell.norm.num_batches_tracked) == (None, [], 0)
+
+
+@pytest.mark.parametrize("look", [lambda h: h[h > 0], lambda h: h.numpy(), lambda h: bool(h.sum() > 0)])
+def test_a_loop_without_steps_whose_cell_looks_at_its_data(look):
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, x, h):
+            look(h)
+            return h, h
+
+    emits, _, _ = raw_rnn(Cell(), lambda t, out, s, ls: (True, torch.ones(B, D), torch.zeros(B, H).double(), None, None))
+    assert emits.stack().shape == (0, B, H)
+    assert emits.dtype == torch.float64
+
+
+def test_a_torch_cell_may_follow_the_protocol_itself():
+    class Cell(nn.LSTMCell):
+        output_size, state_size = H, (H, H)
+
+        def forward(self, x, state):
+            h, c = super().forward(x, state)
+            return h * 2, (h, c)
+
+    x = torch.randn(T, B, D)
+    emits, (h, _), _ = raw_rnn(Cell(D, H), lambda t, out, s, ls: (t >= T, x[t], (torch.zeros(B, H),) * 2 if s is None else s, out, None))
+    assert torch.equal(emits.stack()[-1], h * 2)
+
+
+@pytest.mark.parametrize("result", [None, torch.zeros(2, H), (1, 2, 3)])
+def test_the_cell_returns_a_pair(result):
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, x, h):
+            return result
+
+    with pytest.raises(TypeError, match=r"cell must return the pair \(output, new_state\), got .* in the step before time 1"):
+        raw_rnn(Cell(), lambda t, out, s, ls: (t >= 3, torch.ones(2, D), torch.zeros(2, H), out, None))
+
+
 def test_scope_names_a_profiler_range(program):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         raw_rnn(*program, scope="my decoder")

@@ -1,5 +1,7 @@
 """The read rule: past the end gives the last element, and is an error for unfinished rows only."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -31,6 +33,7 @@ ROWS = torch.arange(B)
 
 READS = {
     "x[time]": lambda t: X[t],
+    "x[numpy int]": lambda t: X[t.numpy()[()]],
     "x[time, rows]": lambda t: X[t, ROWS],
     "x[:, time]": lambda t: BATCH_FIRST[:, t],
     "x[..., time, :]": lambda t: BATCH_FIRST[..., t, :],
@@ -125,15 +128,35 @@ def test_the_error_lists_few_rows_of_many():
         raw_rnn(cell, lambda t, out, s, ls: (t >= 9, x[t], torch.zeros(40, 1) if s is None else s, out, None))
 
 
-def test_the_backward_of_reads_is_linear_in_their_number():
+@pytest.mark.parametrize("form", ["x[time]", "x[:, time]", "select"])
+def test_the_backward_of_reads_is_linear_in_their_number(form):
     """Only the first read costs a zero tensor of the input's size; the rest share one stack."""
     x = X.clone().requires_grad_()
-    seen = []
-    emits = run(lambda t: seen.append(x[t]) or seen[-1])
+    seen, swapped = [], x.transpose(0, 1)
+    read = {"x[time]": lambda t: x[t], "x[:, time]": lambda t: swapped[:, t], "select": lambda t: x.select(0, t)}[form]
+    emits = run(lambda t: seen.append(read(t)) or seen[-1])
     assert [type(value.grad_fn).__name__ for value in seen] == ["SelectBackward0"] + ["UnbindBackward0"] * T
     emits.stack().square().sum().backward()
     live = torch.arange(T)[:, None, None] < torch.tensor([4, 2, 0])[None, :, None]
     assert torch.equal(x.grad, 2 * X * live)
+
+
+def test_what_one_step_makes_and_reads_is_not_kept():
+    alive = []
+
+    def read(t):
+        y = torch.randn(2, B, D, requires_grad=True) * 1
+        alive.append(weakref.ref(y))
+        return y[0].detach() + y[1].detach()
+
+    run(read, lengths=(30, 30, 30))
+    assert sum(ref() is not None for ref in alive) <= 3
+
+
+def test_a_token_beyond_the_embedding_is_named():
+    table = torch.nn.Embedding(9, D)
+    with pytest.raises(IndexError, match=r"at time 0 looks up index 12 \(the least is 1\) in an embedding of 9 rows"):
+        run(lambda t: table(torch.tensor([1, 12, 3])))
 
 
 def test_an_input_that_changes_is_read_anew():

@@ -65,9 +65,9 @@ def as_cell(cell: Any, name: str = "cell") -> Any:
     Raises:
         TypeError: it has no ``output_size``, no ``state_size`` or cannot be called; the message names what is missing.
     """
-    if isinstance(cell, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):
-        return _TorchCell(cell)
     missing = [attribute for attribute in ("output_size", "state_size") if not hasattr(cell, attribute)]
+    if missing and isinstance(cell, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):  # a subclass may follow the protocol itself
+        return _TorchCell(cell)
     if not callable(cell):
         missing.append("a call (inputs, state) -> (output, new_state)")
     if not missing and not isinstance(cell, type):

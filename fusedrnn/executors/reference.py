@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable
@@ -10,10 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensorMode,
-)  # torch's only way to ask for dtypes without computing
+from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
 
 from .. import branches, contract, frames, trees
 from ..contract import Call, Start
@@ -30,7 +28,7 @@ class Result(NamedTuple):
 
 
 def run(call: Call) -> Result:
-    """Run the loop step by step. One host synchronisation a step, for the finished flags."""
+    """Run the loop step by step. The finished flags come to the host once a step."""
     with frames.running() as frame, branches.taken(), _swapped(call):
         begun = contract.start(call, frame)
         finished, inputs, state, loop_state = begun.finished, begun.inputs, begun.state, begun.loop_state
@@ -45,14 +43,15 @@ def run(call: Call) -> Result:
             versions = _versions(state)
             result = call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
             output, cell_state = contract.cell_results(result, time)
-            if done and versions != _versions(state):
-                raise RuntimeError(
-                    f"the cell changed its state in place at time {time}, where finished rows need the old one; copy it first"
-                )
             if done and torch.is_grad_enabled():
                 output, cell_state = _guarded(output, finished), _guarded(cell_state, finished)
             carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
             step = contract.step(call, begun, frame, time, finished, output, cell_state, carried)
+            if done and versions != _versions(state):
+                raise RuntimeError(
+                    f"the cell or loop_fn changed the state in place in the step to time {time}; "
+                    "finished rows need the old one: copy it first"
+                )
             history.append(finished)
             if done:
                 emits.append([value.masked_fill(_rows(finished, value), 0) for value in step.emit])
@@ -87,19 +86,27 @@ def _quieted(leaves: list[Any], finished: torch.Tensor) -> list[Any]:
     def quiet(leaf: Any) -> Any:
         if isinstance(leaf, TensorArray) or leaf.ndim == 0 or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-        if leaf.is_floating_point() and math.isfinite(leaf.detach().sum().item()):
+        if _sum_is_finite(leaf):
             return leaf  # one cheap pass in the common case; a sum that overflows only costs the mask
         return leaf.masked_fill(_rows(finished, leaf) & ~torch.isfinite(leaf), 0)
 
     return [quiet(leaf) for leaf in leaves]
 
 
+def _sum_is_finite(leaf: torch.Tensor) -> bool:
+    if leaf.device.type != "cpu" or leaf.is_complex():
+        return False  # looking would wait for the device
+    try:
+        return math.isfinite(leaf.detach().sum().item())
+    except RuntimeError:  # under vmap nothing can be looked at
+        return False
+
+
 def _seen_by_cell(state: list[Any], finished: torch.Tensor) -> list[Any]:
     """The state leaves that the cell gets once rows are finished."""
-    if torch.is_grad_enabled():
-        return _quieted(state, finished)  # without a backward the cell may see what the frozen rows hold
     # Inference tensors have no version that would tell of a change in place: the cell gets its own.
-    return [leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf for leaf in state]
+    own = [leaf.clone() if isinstance(leaf, torch.Tensor) and leaf.is_inference() else leaf for leaf in state]
+    return _quieted(own, finished)
 
 
 def _versions(state: list[Any]) -> list[int]:
@@ -127,17 +134,19 @@ def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:
 def _emitted(call: Call, begun: Start, emits: list[list[torch.Tensor]], history: list[torch.Tensor], finished: torch.Tensor) -> Tree:
     """The emits as a tree of arrays."""
     port = begun.emit_port or _port_of_fake_run(call, begun)
+    batch, device = begun.batch, begun.device  # not begun itself: an emit that is kept must not keep the initial state
 
     @cache
     def lengths() -> torch.Tensor:
         if not history:
-            return torch.zeros(begun.batch, dtype=torch.int32, device=begun.device)
+            return torch.zeros(batch, dtype=torch.int32, device=device)
         return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
 
     def array(place: int, leaf: contract.Leaf) -> EmitArray:
+        whole = None if emits else _no_steps(call, begun, leaf)
         return EmitArray(
-            lambda: [step[place] for step in emits] if emits else _no_steps(call, begun, leaf),
-            lengths, lambda: ~finished, dtype=leaf.dtype, element_shape=leaf.shape, device=begun.device,
+            lambda: [step[place] for step in emits] if whole is None else whole,
+            lengths, lambda: ~finished, dtype=leaf.dtype, element_shape=leaf.shape, device=device,
         )  # fmt: skip
 
     return port.tree([array(place, leaf) for place, leaf in enumerate(port.leaves)])
@@ -148,18 +157,25 @@ def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
     empty = torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype, device=begun.device)
     if not torch.is_grad_enabled() or not (empty.is_floating_point() or empty.is_complex()):
         return empty
-    own: Iterable[Any] = call.cell.parameters() if callable(getattr(call.cell, "parameters", None)) else ()
-    for source in (*begun.inputs, *begun.state, *(begun.loop_state or ()), *own):
+    for source in (*begun.inputs, *begun.state, *(begun.loop_state or ()), *_parameters(call.cell)):
         if isinstance(source, torch.Tensor) and source.requires_grad:
             empty = empty + source.reshape(-1)[:0].sum().to(empty)
     return empty
 
 
+def _parameters(cell: Any) -> Iterable[torch.Tensor]:
+    return cell.parameters() if callable(getattr(cell, "parameters", None)) else ()
+
+
 def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
     """The emit port of a loop that took no step and was given no emit at time 0: the cell runs on tensors without data.
 
-    A cell that looks at its data cannot: its emits get the dtype of the first state leaf, TensorFlow's rule.
+    A cell that looks at its data cannot run so: its emits get the dtype of the first state leaf, TensorFlow's rule.
     """
+    try:  # a copy, parameters aside: what the cell keeps of tensors without data must not stay
+        cell = copy.deepcopy(call.cell, {id(parameter): parameter for parameter in _parameters(call.cell)})
+    except Exception:  # not everything can be copied
+        cell = call.cell
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         # Making a fake of a closed-over tensor looks at its .grad, which warns where that tensor is no leaf.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
@@ -168,8 +184,8 @@ def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
             for port, leaves in ((begun.inputs_port, begun.inputs), (begun.state_port, begun.state))
         )
         try:
-            output, _ = call.cell(inputs, state)
-        except DataDependentOutputException:
+            output, _ = contract.cell_results(cell(inputs, state), 0)
+        except Exception:  # a cell that looks at its data; what is wrong with it shows in a loop that runs it
             output = begun.state[0].dtype
         return contract.emit_port_of_output(call.cell, output, begun.batch)
 

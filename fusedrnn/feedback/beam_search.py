@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .. import trees
 from ..cells.protocol import as_cell
 from ..trees import Tree
-from .tokens import Embedding, Project, start_tokens
+from .tokens import Embedding, Project, parts, start_tokens
 
 
 class BeamSearchOutput(NamedTuple):
@@ -59,9 +59,8 @@ class BeamSearchDecoder:
 
     A hypothesis scores ``log p / lp(length)`` with ``lp(n) = ((5 + n) / 6) ** length_penalty`` (Wu et al. 2016, section 7). Hypotheses that
     end leave the beam and are kept beside it, the W best of them. A row ends when no live hypothesis can still reach its n best,
-    whatever follows (log p only falls, and the length is at most max_steps), not when the first W have ended. Every live hypothesis may
-    end at every step, whatever the rank of the end token: so a width of 1 is not `greedy`, and a length penalty of 0 favours short
-    sequences.
+    whatever follows (log p only falls, and the length is at most max_steps), not when the first W have ended. A hypothesis ends
+    where the end token is among the W best continuations of its row; with a width of 1 and no length penalty this is `greedy`.
 
     Args:
         cell: as for `raw_rnn`; called on ``B * beam_width`` rows, the beams of a row side by side. What it reads of a row must be tiled:
@@ -76,7 +75,8 @@ class BeamSearchDecoder:
         n_best: how many sequences a row to return, at most ``beam_width``.
 
     Raises:
-        ValueError: ``beam_width``, ``max_steps`` or ``n_best`` out of range; ``start`` of another batch size than ``initial_state``.
+        TypeError: a number that is no int, an embedding or project that cannot be called.
+        ValueError: ``beam_width``, ``max_steps``, ``n_best`` or ``end`` out of range; ``start`` unlike ``initial_state``.
     """
 
     tracks_own_finished = False
@@ -95,13 +95,19 @@ class BeamSearchDecoder:
         length_penalty: float = 0.0,
         n_best: int = 1,
     ) -> None:
+        for name, value in (("beam_width", beam_width), ("max_steps", max_steps), ("n_best", n_best), ("end", end)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+        if end < 0:
+            raise ValueError(f"end must not be negative, got {end}")
+        if not math.isfinite(length_penalty):
+            raise ValueError(f"length_penalty must be finite, got {length_penalty}")
         if beam_width < 1 or max_steps < 0:
             raise ValueError(f"beam_width must be at least 1 and max_steps not negative, got {beam_width} and {max_steps}")
         if not 1 <= n_best <= beam_width:
             raise ValueError(f"n_best must lie between 1 and beam_width = {beam_width}, got {n_best}")
         self.cell = as_cell(cell)
-        self.embed: Any = (lambda tokens: F.embedding(tokens, embedding)) if isinstance(embedding, torch.Tensor) else embedding
-        self.project: Any = project or (lambda output: output)
+        self.embed, self.project = parts(embedding, project)
         self.start = start_tokens(start, initial_state)
         self.initial_state = initial_state
         self.end = end
@@ -138,9 +144,13 @@ class BeamSearchDecoder:
         batch, width = state.log_probs.shape
         flat = trees.map_leaves(lambda leaf: leaf.flatten(0, 1), state.cell_state)
         output, cell_state = self.cell(inputs.flatten(0, 1), flat)
-        gains = self.project(output).log_softmax(-1).unflatten(0, (batch, width)).to(state.log_probs)
-        totals = state.log_probs.unsqueeze(-1) + gains
+        logits = self.project(output)
+        # Where every continuation is forbidden, log_softmax says NaN.
+        gains = logits.log_softmax(-1).masked_fill(logits.isneginf().all(-1, keepdim=True), -torch.inf)
+        totals = state.log_probs.unsqueeze(-1) + gains.reshape(batch, width, -1).to(state.log_probs)
         vocabulary = totals.shape[-1]
+        if self.end >= vocabulary:
+            raise ValueError(f"end is {self.end}, the logits have {vocabulary} tokens")
         length = time + 1
 
         is_end = torch.arange(vocabulary, device=totals.device) == self.end
@@ -148,8 +158,11 @@ class BeamSearchDecoder:
         log_probs, chosen = live.topk(width, -1) if vocabulary > 1 else (live, live.to(torch.int64).zero_())
         parents, tokens = chosen // vocabulary, chosen % vocabulary
 
+        # The end token counts where it is among the W best continuations of the row, as any other token must be.
+        least = totals.flatten(1).topk(min(width, width * vocabulary), -1).values[:, -1:]
+        ends = totals[..., self.end]
+        ended = self._merged(state, ends.masked_fill(ends < least, -torch.inf), length, by_end=True)
         over = length >= self.max_steps
-        ended = self._merged(state, totals[..., self.end], length, by_end=True)
         cut = self._merged(ended, log_probs, length, by_end=False)
         ended = [torch.where(over, a, b) for a, b in zip(cut, ended, strict=True)]
         # The longest sequence has the smallest penalty where the penalty grows with length, else the next one has.
@@ -169,6 +182,10 @@ class BeamSearchDecoder:
         self, outputs: BeamSearchOutput, state: BeamSearchState, lengths: torch.Tensor
     ) -> tuple[BeamSearchOutput, BeamSearchState]:
         """Trace the n best back through their parents. ``outputs`` are time-major ``[T, B, W]``."""
+        # Rows that dynamic_decode's maximum_iterations stopped before max_steps: what is live is cut off there.
+        length = torch.full_like(state.ended_lengths[:, :1], len(outputs.tokens))
+        cut = self._merged(state, state.log_probs, length, by_end=False)
+        state = BeamSearchState(*state[:3], *[torch.where(state.done.unsqueeze(1), a, b) for a, b in zip(state[3:], cut, strict=True)])
         best = BeamSearchState(*state[:3], *[leaf[:, : self.n_best] for leaf in state[3:]])
         beams, last = best.ended_beams, best.ended_lengths - 1 - best.by_end.to(torch.int64)
         found = []

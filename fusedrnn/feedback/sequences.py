@@ -41,6 +41,10 @@ def fixed_steps(loop_fn: LoopFn, steps: int) -> LoopFn:
     Raises:
         ValueError: ``steps`` is negative.
     """
+    if not callable(loop_fn):
+        raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"steps must be an int, got {steps!r}")
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
 

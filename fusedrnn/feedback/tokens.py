@@ -183,7 +183,7 @@ def scheduled_sampling(
         ValueError: besides those of `teacher_forcing`, a ``probability`` outside [0, 1].
     """
     chance = torch.as_tensor(probability)
-    if bool(((chance < 0) | (chance > 1)).any()):
+    if not bool(((chance >= 0) & (chance <= 1)).all()):
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
     target, ends = _targets(targets, lengths)
 
@@ -206,10 +206,12 @@ def forced_prefix(loop_fn: TokenLoop, tokens: torch.Tensor, lengths: torch.Tenso
 
     Raises:
         TypeError: ``loop_fn`` is no `TokenLoop`, so its embedding is not known.
-        ValueError: ``tokens`` has another batch size than the loop's ``start``.
+        ValueError: ``tokens`` has another batch size than the loop's ``start``, or the loop feeds targets back.
     """
     if not isinstance(loop_fn, TokenLoop):
         raise TypeError(f"loop_fn must come from a builder of fusedrnn.feedback (a TokenLoop), got {type(loop_fn).__name__}")
+    if loop_fn.feed is not _as_picked:
+        raise ValueError("this loop_fn feeds targets back, whatever it picks: put the prefix into the targets")
     steps, batch = time_and_batch(_integers(tokens, "tokens"), "tokens")
     if batch != len(loop_fn.start):
         raise ValueError(f"tokens are [P, B] with B = {batch}, the loop_fn has {len(loop_fn.start)} rows")
@@ -230,11 +232,7 @@ def forced_prefix(loop_fn: TokenLoop, tokens: torch.Tensor, lengths: torch.Tenso
 def _token_loop(
     embedding: Embedding, project: Project, start: Any, initial_state: Tree, emit: str, pick: Part, feed: Part, ends: Part
 ) -> TokenLoop:
-    embed: Any = (lambda tokens: F.embedding(tokens, embedding)) if isinstance(embedding, torch.Tensor) else embedding
-    if not callable(embed):
-        raise TypeError(f"embedding must be an nn.Embedding, a tensor [V, E] or a function, got {type(embedding).__name__}")
-    if project is not None and not callable(project):
-        raise TypeError(f"project must be a function or None, got {type(project).__name__}")
+    embed, to_logits = parts(embedding, project)
     if emit not in ("tokens", "logits", "both"):
         raise ValueError(f"emit must be 'tokens', 'logits' or 'both', got {emit!r}")
     first = start_tokens(start, initial_state)
@@ -242,7 +240,17 @@ def _token_loop(
     example: Tree = token if emit == "tokens" else _example_logits(project, embedding)
     if emit == "both":
         example = BasicDecoderOutput(example, token)
-    return TokenLoop(embed, project or (lambda output: output), pick, feed, ends, first, initial_state, emit, example)
+    return TokenLoop(embed, to_logits, pick, feed, ends, first, initial_state, emit, example)
+
+
+def parts(embedding: Any, project: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
+    """The two as functions: tokens to inputs, and the cell's output to logits."""
+    embed = (lambda tokens: F.embedding(tokens, embedding)) if isinstance(embedding, torch.Tensor) else embedding
+    if not callable(embed):
+        raise TypeError(f"embedding must be an nn.Embedding, a tensor [V, E] or a function, got {type(embedding).__name__}")
+    if project is not None and not callable(project):
+        raise TypeError(f"project must be a function or None, got {type(project).__name__}")
+    return embed, project or (lambda output: output)
 
 
 def start_tokens(start: Any, initial_state: Tree) -> torch.Tensor:
@@ -292,6 +300,8 @@ def _ends(end: int | None, max_steps: int | None) -> Part:
     for name, value in (("end", end), ("max_steps", max_steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise TypeError(f"{name} must be an int or None, got {value!r}")
+    if max_steps is not None and max_steps < 0:
+        raise ValueError(f"max_steps must not be negative, got {max_steps}")
 
     def ends(time: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if max_steps is None:
@@ -318,10 +328,14 @@ def _row_seeds(seed: int | torch.Tensor | None, rows: torch.Tensor) -> torch.Ten
 
 def _sampler(temperature: Any, top_k: int | None, top_p: float | None, seed: int | torch.Tensor | None) -> Part:
     heat = torch.as_tensor(temperature)
-    if bool((heat < 0).any()):
+    if not bool((heat >= 0).all()):
         raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int)):
+        raise TypeError(f"top_k must be an int or None, got {top_k!r}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if seed is not None:
+        random.row_seeds(seed, len(seed) if isinstance(seed, torch.Tensor) and seed.ndim else 1)  # refuses what is no seed
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
 

@@ -100,16 +100,15 @@ def test_the_first_ended_hypothesis_is_not_the_best():
     assert state.by_end.all()
 
 
-def test_width_one_without_penalty_is_greedy_until_it_ends():
-    model = Model(3)
-    outputs, state, _ = model.search(1, 6)
-    tokens = raw_rnn(model.cell, greedy(model.embedding, model.project, START, END, model.h, 6))[0].stack()
-    for row in range(B):
-        if not (tokens[:, row] == END).any():
-            continue
-        length = state.ended_lengths[row, 0]
-        best = tokens[:length, row].tolist()
-        assert outputs.tokens[row, :length, 0].tolist() in ([END], best)
+@given(st.integers(0, 300))
+def test_width_one_without_penalty_is_greedy(seed):
+    model = Model(seed)
+    outputs, state, lengths = model.search(1, 6)
+    emits = raw_rnn(model.cell, greedy(model.embedding, model.project, START, END, model.h, 6))[0]
+    assert torch.equal(lengths, emits.lengths)
+    assert torch.equal(state.ended_lengths[:, 0], emits.lengths.long())
+    for row, length in enumerate(lengths):
+        assert torch.equal(outputs.tokens[row, :length, 0], emits.stack()[:length, row])
 
 
 def test_lstm_states_and_attention_memories_follow_their_beams():
@@ -166,6 +165,37 @@ def test_shapes(time_major):
     assert lengths.shape == (B,)
 
 
+@given(st.integers(0, 200), st.integers(1, 4))
+def test_maximum_iterations_cuts_as_max_steps_does(seed, steps):
+    model = Model(seed)
+    shorter, state, _ = model.search(2, steps, n_best=2)
+    decoder = BeamSearchDecoder(model.cell, model.embedding, model.project, START, END, model.h, beam_width=2, max_steps=9, n_best=2)
+    with torch.no_grad():
+        cut, cut_state, _ = dynamic_decode(decoder, maximum_iterations=steps)
+    torch.testing.assert_close(cut_state.ended_scores, state.ended_scores)
+    assert torch.equal(cut.tokens[:, : shorter.tokens.shape[1]], shorter.tokens)
+
+
+def test_forbidden_continuations():
+    """After token 2 every continuation is forbidden, after token 3 only the end is allowed."""
+    no = -torch.inf
+    gains = torch.tensor([[no, no, 3.0, 1.0], [0.0] * 4, [no] * 4, [no, 0.0, no, no]])
+
+    class Table:
+        output_size, state_size = V, 1
+
+        def __call__(self, token, state):
+            return gains[token[:, 0].long()], state
+
+    decoder = BeamSearchDecoder(
+        Table(), lambda t: t[:, None].double(), None, 0, END, torch.zeros(1, 1), beam_width=2, max_steps=4, n_best=2
+    )
+    outputs, state, _ = dynamic_decode(decoder)
+    assert outputs.tokens[0, :2, 0].tolist() == [3, END]
+    assert torch.isfinite(state.ended_scores[0, 0])
+    assert torch.isneginf(state.ended_scores[0, 1])
+
+
 def test_no_steps():
     outputs, state, _ = Model(0).search(3, 0, n_best=2)
     assert outputs.tokens.shape == (B, 0, 2)
@@ -179,11 +209,22 @@ def test_no_steps():
         ({"max_steps": -1}, "max_steps not negative"),
         ({"n_best": 4}, "n_best must lie between 1 and beam_width = 3, got 4"),
         ({"n_best": 0}, "n_best must lie between 1 and beam_width = 3, got 0"),
+        ({"length_penalty": float("nan")}, "length_penalty must be finite"),
+        ({"end": -1}, "end must not be negative, got -1"),
     ],
 )
 def test_bad_arguments(change, words):
     model = Model(0)
     with pytest.raises(ValueError, match=words):
         BeamSearchDecoder(
-            model.cell, model.embedding, model.project, START, END, model.h, **{"beam_width": 3, "max_steps": 4, "n_best": 1, **change}
-        )
+            model.cell, model.embedding, model.project, START, initial_state=model.h,
+            **{"end": END, "beam_width": 3, "max_steps": 4, "n_best": 1, **change},
+        )  # fmt: skip
+
+
+def test_an_end_token_beyond_the_logits():
+    model = Model(0)
+    with pytest.raises(ValueError, match="end is 99, the logits have 4 tokens"):
+        dynamic_decode(BeamSearchDecoder(model.cell, model.embedding, model.project, START, 99, model.h, beam_width=2, max_steps=3))
+    with pytest.raises(TypeError, match="max_steps must be an int"):
+        BeamSearchDecoder(model.cell, model.embedding, model.project, START, END, model.h, beam_width=2, max_steps=2.5)
