@@ -10,7 +10,7 @@ import torch
 from . import executors
 from .cells.protocol import as_cell
 from .contract import Call, LoopFn
-from .executors.reference import Result
+from .result import Result
 
 
 def raw_rnn(
@@ -56,7 +56,8 @@ def raw_rnn(
 
     Returns:
         ``(emit_ta, final_state, final_loop_state)``. ``emit_ta`` has the emit's structure with a TensorArray a leaf: ``stack()``
-        gives ``[T_run, B, ...]``; it also carries ``lengths`` (``[B]`` int32: steps until the row finished) and ``truncated``.
+        gives ``[T_run, B, ...]``. It and the result itself carry ``lengths`` (``[B]`` int32: steps until the row finished) and
+        ``truncated`` (``[B]`` bool: cut off by ``max_steps``).
 
     Raises:
         TypeError: ``cell`` is no cell, ``loop_fn`` cannot be called, ``finished`` is not bool, a leaf changed its dtype or a node its type.

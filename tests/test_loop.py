@@ -248,6 +248,16 @@ def test_the_result_has_names(program):
     assert result.emit_ta is result[0]
     assert result.final_state is result[1]
     assert result.final_loop_state is None
+    assert len(result) == 3
+
+
+def test_a_loop_that_emits_nothing_still_tells_its_lengths(program):
+    cell, loop_fn = program
+    silent = lambda *args: (*loop_fn(*args)[:3], (), None)  # noqa: E731
+    result = raw_rnn(cell, silent, max_steps=3)
+    assert result.emit_ta == ()
+    assert result.lengths.tolist() == [3, 2, 0]
+    assert result.truncated.tolist() == [True, False, False]
 
 
 def test_inside_torch_compile_the_loop_runs_as_it_is():

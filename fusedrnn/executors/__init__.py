@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from ..contract import Call
 from ..errors import PlanError
+from ..result import Result
 from . import reference
-from .reference import Result
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 

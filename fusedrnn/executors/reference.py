@@ -8,23 +8,16 @@ import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
 
 from .. import branches, contract, frames, trees
 from ..contract import Call, Start
+from ..result import Result
 from ..tensor_array import EmitArray, TensorArray
 from ..trees import Tree
-
-
-class Result(NamedTuple):
-    """What `raw_rnn` returns."""
-
-    emit_ta: Tree
-    final_state: Tree
-    final_loop_state: Tree
 
 
 def run(call: Call) -> Result:
@@ -61,11 +54,8 @@ def run(call: Call) -> Result:
                 state = step.state
             finished, inputs = step.finished, step.inputs
             loop_state = loop_state if step.loop_state is None else step.loop_state
-        return Result(
-            _emitted(call, begun, emits, history, finished),
-            begun.state_port.tree(state),
-            None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or []),
-        )
+        carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
+        return _result(call, begun, emits, history, finished, begun.state_port.tree(state), carried)
 
 
 def _rows(flags: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
@@ -131,8 +121,16 @@ def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:
     return trees.map_leaves(guard, tree)
 
 
-def _emitted(call: Call, begun: Start, emits: list[list[torch.Tensor]], history: list[torch.Tensor], finished: torch.Tensor) -> Tree:
-    """The emits as a tree of arrays."""
+def _result(
+    call: Call,
+    begun: Start,
+    emits: list[list[torch.Tensor]],
+    history: list[torch.Tensor],
+    finished: torch.Tensor,
+    state: Tree,
+    carried: Tree,
+) -> Result:
+    """The emits as a tree of arrays, with the states; what has to be put together for it waits until it is asked for."""
     port = begun.emit_port or _port_of_fake_run(call, begun)
     batch, device = begun.batch, begun.device  # not begun itself: an emit that is kept must not keep the initial state
 
@@ -142,14 +140,18 @@ def _emitted(call: Call, begun: Start, emits: list[list[torch.Tensor]], history:
             return torch.zeros(batch, dtype=torch.int32, device=device)
         return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
 
+    def truncated() -> torch.Tensor:
+        return ~finished
+
     def array(place: int, leaf: contract.Leaf) -> EmitArray:
         whole = None if emits else _no_steps(call, begun, leaf)
         return EmitArray(
             lambda: [step[place] for step in emits] if whole is None else whole,
-            lengths, lambda: ~finished, dtype=leaf.dtype, element_shape=leaf.shape, device=device,
+            lengths, truncated, dtype=leaf.dtype, element_shape=leaf.shape, device=device,
         )  # fmt: skip
 
-    return port.tree([array(place, leaf) for place, leaf in enumerate(port.leaves)])
+    arrays = [array(place, leaf) for place, leaf in enumerate(port.leaves)]
+    return Result(port.tree(arrays), state, carried, lengths, truncated)
 
 
 def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
