@@ -144,7 +144,7 @@ def start(call: Call, frame: Frame) -> Start:
     """Call loop_fn at time 0 and settle what its result fixes.
 
     Raises:
-        TypeError, ValueError: as RAW_RNN's rules 8, 10, 11 and 13 say, naming the value, the leaf's path and both sides.
+        TypeError, ValueError: as `fusedrnn.raw_rnn` says, naming the value, the leaf's path and both sides.
         IndexError: rows that are not finished read past the end of an input.
     """
     frame.begin_step(0)

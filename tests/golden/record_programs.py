@@ -907,7 +907,7 @@ def main():
     for path, leaf in found.items():
         bad = leaf.dtype.kind == "f" and not np.isfinite(leaf).all()
         assert not bad or path.startswith("infinite_rows/grad"), f"{path} is not finite"
-    # NaN gradients (RAW_RNN 17) are TensorFlow's, not ours to repeat.
+    # NaN gradients of finished rows are TensorFlow's, not ours to repeat.
     found = {path: leaf for path, leaf in found.items() if not path.startswith("infinite_rows/grad")}
     out = Path(__file__).with_name("programs.npz")
     np.savez_compressed(out, **found)

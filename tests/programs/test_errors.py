@@ -52,7 +52,7 @@ def raises(kind, *words):
     return pytest.raises(kind, match="(?s)" + ".*".join(map(re.escape, words)))
 
 
-# Rule 7: loop_state
+# loop_state
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_loop_state(raw_rnn, first, later, kind, words):
         calling(raw_rnn, loop_state=(first, later))
 
 
-# Rule 8: finished
+# finished
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -113,7 +113,7 @@ def test_finished(raw_rnn, place, value, kind, words):
         calling(raw_rnn, finished=(value, value) if place == 0 else (torch.zeros(B, dtype=torch.bool), value))
 
 
-# Rules 9 to 11: emit_output
+# emit_output
 
 
 def half(output, *_):
@@ -169,7 +169,7 @@ def test_output_without_the_shape_of_output_size(raw_rnn):
         calling(raw_rnn, Cell(tanh_step, 7))
 
 
-# Rule 12: arguments
+# arguments
 
 
 class Typed:
@@ -243,7 +243,7 @@ def test_what_loop_fn_returns_later(raw_rnn):
         raw_rnn(Cell(tanh_step), loop_fn)
 
 
-# Rule 13: next_input, and the states beside it
+# next_input, and the states beside it
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_later_state_tree(raw_rnn):
         calling(raw_rnn, named, state=(Pair(*first), lambda output, state, *_: state))
 
 
-# Rule 14: reads
+# reads
 
 
 def reading(raw_rnn, x, lengths, read, size=B):
