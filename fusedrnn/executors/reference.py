@@ -100,8 +100,8 @@ def _seen_by_cell(state: list[Any], finished: torch.Tensor) -> list[Any]:
 
 
 def _versions(state: list[Any]) -> list[int]:
-    """How often each tensor was changed in place."""
-    return [leaf._version for leaf in state if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
+    """How often each tensor that freezes was changed in place."""
+    return [leaf._version for leaf in state if isinstance(leaf, torch.Tensor) and leaf.ndim and not leaf.is_inference()]
 
 
 def _guarded(tree: Tree, finished: torch.Tensor) -> Tree:
