@@ -1,5 +1,10 @@
 """Counter-based draws: the generator against its authors' test vectors, and that a draw depends on its place alone."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +23,15 @@ from fusedrnn import random, raw_rnn
 )
 def test_known_answers(counter, key, word):
     assert random.philox(torch.tensor([key]), torch.tensor([counter[0]]), *counter[1:]).item() == word
+
+
+def test_triton_draws_the_same_words():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("philox_in_triton.py")
+    done = subprocess.run(
+        [sys.executable, script], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.integers(-(2**63), 2**64), st.integers(1, 40))
