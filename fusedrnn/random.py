@@ -95,7 +95,8 @@ def uniform(
 
 def gumbel(shape_per_row: Sequence[int], row_seed: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Standard Gumbel draws, ``-log(-log(u))`` of `uniform`; the largest of logits plus these is a draw from their softmax
-    (Gumbel 1954; Maddison et al. 2014). The bits of ``u`` are the same everywhere, the logarithms are the platform's."""
+    (Gumbel 1954; Maddison et al. 2014). The bits of ``u`` are the same everywhere, the logarithms are the platform's.
+    Raises as `uniform`."""
     dtype = dtype or torch.get_default_dtype()
     draws = uniform(shape_per_row, row_seed, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return -torch.log(-torch.log(draws)).to(dtype)
@@ -104,5 +105,6 @@ def gumbel(shape_per_row: Sequence[int], row_seed: torch.Tensor, *, dtype: torch
 def bernoulli(
     shape_per_row: Sequence[int], row_seed: torch.Tensor, *, p: float | torch.Tensor = 0.5, every_step: bool = True
 ) -> torch.Tensor:
-    """Bool draws ``[B, *shape_per_row]``, True with probability ``p`` (a number, or a tensor that broadcasts to the result)."""
+    """Bool draws ``[B, *shape_per_row]``, True with probability ``p`` (a number, or a tensor that broadcasts to the result).
+    Raises as `uniform`."""
     return uniform(shape_per_row, row_seed, dtype=torch.float32, every_step=every_step) < p

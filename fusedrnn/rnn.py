@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from . import trees
-from .cells.protocol import as_cell, zero_state
+from .cells.protocol import as_cell, parameters, zero_state
 from .feedback.sequences import checked_lengths, sequence, time_and_batch
 from .loop import raw_rnn
 from .trees import Tree
@@ -120,8 +120,7 @@ def _swapped(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def _zero_state(cell: Any, batch: int, dtype: torch.dtype | None, inputs: torch.Tensor) -> Tree:
-    own = next(iter(cell.parameters()), None) if callable(getattr(cell, "parameters", None)) else None
-    if dtype is None and own is None and inputs.is_floating_point():
+    if dtype is None and next(iter(parameters(cell)), None) is None and inputs.is_floating_point():
         dtype = inputs.dtype
     return zero_state(cell, batch, dtype, inputs.device)
 

@@ -135,7 +135,12 @@ class TensorArray:
         return new
 
     def gather(self, indices: torch.Tensor | Sequence[int]) -> torch.Tensor:
-        """The elements at ``indices`` (a vector) as one tensor ``[len(indices), *element_shape]``."""
+        """The elements at ``indices`` (a vector) as one tensor ``[len(indices), *element_shape]``.
+
+        Raises:
+            TypeError: ``indices`` is no vector of integers.
+            IndexError: as `read`.
+        """
         index = torch.as_tensor(indices)
         if index.numel() == 0 and not isinstance(indices, torch.Tensor):
             index = index.to(torch.int64)
@@ -144,7 +149,11 @@ class TensorArray:
         return torch.stack([self.read(i) for i in index.tolist()]) if len(index) else self.stack()[:0]
 
     def concat(self) -> torch.Tensor:
-        """All elements (rank 1 or more) joined along their first dimension."""
+        """All elements (rank 1 or more) joined along their first dimension.
+
+        Raises:
+            ValueError: the elements are scalars, or there is none and ``element_shape`` was not given.
+        """
         elements = self._filled("TensorArray.concat")
         if any(element.ndim == 0 for element in elements):
             raise ValueError("TensorArray.concat: the elements are scalars; use stack()")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checks
+from . import checks, initial
 from .activations import Activation, activation_named
 from .description import described
 from .protocol import RNNCell
@@ -69,9 +68,7 @@ class BasicRNNCell(RNNCell):
 
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(H) as ``torch.nn.RNNCell``, with the same draws."""
-        spread = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters(recurse=False):
-            nn.init.uniform_(parameter, -spread, spread)
+        initial.reset(self, self.hidden_size)
 
     def forward(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         checks.rows("inputs", inputs, self.input_size, of="input_size")

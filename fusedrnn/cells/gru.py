@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checks
+from . import checks, initial
 from .activations import Activation, activation_named
 from .description import described
 from .layer_norm import norm_gates
@@ -101,14 +100,7 @@ class GRUCell(RNNCell):
 
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(H) as ``torch.nn.GRUCell``, with the same draws; gains 1 and shifts 0."""
-        spread = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("gain"):
-                nn.init.ones_(parameter)
-            elif name.startswith("shift"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -spread, spread)
+        initial.reset(self, self.hidden_size)
 
     def forward(self, inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         checks.rows("inputs", inputs, self.input_size, of="input_size")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import checks
+from . import checks, initial
 from .activations import Activation, activation_named
 from .description import described
 from .layer_norm import norm_gates
@@ -134,14 +133,7 @@ class LSTMCell(RNNCell):
 
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(H) as ``torch.nn.LSTMCell``, with the same draws; gains 1 and shifts 0."""
-        spread = 1 / math.sqrt(self.hidden_size)
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.endswith("gain"):
-                nn.init.ones_(parameter)
-            elif name.endswith("shift"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -spread, spread)
+        initial.reset(self, self.hidden_size)
 
     def forward(self, inputs: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         h, c = checks.pair(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -83,6 +84,11 @@ def as_cell(cell: Any, name: str = "cell") -> Any:
     raise TypeError(f"{name} must be an RNNCell, a torch.nn.LSTMCell, GRUCell or RNNCell, or an object like them; {found}")
 
 
+def parameters(cell: Any) -> Iterable[torch.Tensor]:
+    """The parameters of a cell, none where it does not tell them."""
+    return cell.parameters() if callable(getattr(cell, "parameters", None)) else ()
+
+
 def size_shape(size: Any, name: str = "size") -> tuple[int, ...]:
     """The shape that one leaf of ``output_size`` or ``state_size`` stands for."""
     if isinstance(size, torch.Size):
@@ -108,7 +114,7 @@ def zero_state(cell: Any, batch_size: int, dtype: torch.dtype | None = None, dev
 
 
 def _zeros(cell: Any, batch_size: int, dtype: torch.dtype | None, device: torch.device | str | None) -> Tree:
-    first = next(iter(cell.parameters()), None) if callable(getattr(cell, "parameters", None)) else None
+    first = next(iter(parameters(cell)), None)
     dtype = dtype or (torch.get_default_dtype() if first is None else first.dtype)
     device = device or (None if first is None else first.device)
     cell = as_cell(cell)

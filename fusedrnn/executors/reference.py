@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
 
 from .. import branches, contract, frames, trees
+from ..cells.protocol import parameters
 from ..contract import Call, Start
 from ..result import Result
 from ..tensor_array import EmitArray, TensorArray
@@ -159,14 +159,10 @@ def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
     empty = torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype, device=begun.device)
     if not torch.is_grad_enabled() or not (empty.is_floating_point() or empty.is_complex()):
         return empty
-    for source in (*begun.inputs, *begun.state, *(begun.loop_state or ()), *_parameters(call.cell)):
+    for source in (*begun.inputs, *begun.state, *(begun.loop_state or ()), *parameters(call.cell)):
         if isinstance(source, torch.Tensor) and source.requires_grad:
             empty = empty + source.reshape(-1)[:0].sum().to(empty)
     return empty
-
-
-def _parameters(cell: Any) -> Iterable[torch.Tensor]:
-    return cell.parameters() if callable(getattr(cell, "parameters", None)) else ()
 
 
 def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
@@ -175,7 +171,7 @@ def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
     A cell that looks at its data cannot run so: its emits get the dtype of the first state leaf, TensorFlow's rule.
     """
     try:  # a copy, parameters aside: what the cell keeps of tensors without data must not stay
-        cell = copy.deepcopy(call.cell, {id(parameter): parameter for parameter in _parameters(call.cell)})
+        cell = copy.deepcopy(call.cell, {id(parameter): parameter for parameter in parameters(call.cell)})
     except Exception:  # not everything can be copied
         cell = call.cell
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as fake:

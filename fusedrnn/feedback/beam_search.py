@@ -50,7 +50,13 @@ class BeamSearchState(NamedTuple):
 
 
 def tile_beams(tree: Tree, beam_width: int) -> Tree:
-    """Every row ``beam_width`` times, ``[B, ...]`` to ``[B * beam_width, ...]``: for what the cell reads of a row, such as a memory."""
+    """Every row ``beam_width`` times, ``[B, ...]`` to ``[B * beam_width, ...]``: for what the cell reads of a row, such as a memory.
+
+    Raises:
+        ValueError: ``beam_width`` is below 1.
+    """
+    if beam_width < 1:
+        raise ValueError(f"beam_width must be at least 1, got {beam_width}")
     return trees.map_leaves(lambda leaf: leaf.repeat_interleave(beam_width, 0), tree)
 
 

@@ -222,6 +222,12 @@ def test_bad_arguments(change, words):
         )  # fmt: skip
 
 
+def test_tile_beams():
+    assert tile_beams({"x": torch.tensor([1, 2])}, 2)["x"].tolist() == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="beam_width must be at least 1, got 0"):
+        tile_beams(torch.zeros(2), 0)
+
+
 def test_an_end_token_beyond_the_logits():
     model = Model(0)
     with pytest.raises(ValueError, match="end is 99, the logits have 4 tokens"):
