@@ -21,10 +21,13 @@ _loops = 0
 
 
 def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: tuple[Any, ...] | list[Any] = ()) -> Any:
-    if frames.current() is None or torch.compiler.is_compiling():
+    frame = frames.current()
+    if frame is None or torch.compiler.is_compiling():
         return _torch_cond(pred, true_fn, false_fn, operands)
     if isinstance(pred, torch.Tensor) and (pred.dtype != torch.bool or pred.numel() != 1):
         raise RuntimeError(f"torch.cond: pred must be one bool, got {pred.dtype} of shape {list(pred.shape)}")
+    if frame.conditional is not None:
+        return frame.conditional(pred, true_fn, false_fn, operands)
     return true_fn(*operands) if pred else false_fn(*operands)
 
 

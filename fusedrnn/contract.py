@@ -55,7 +55,7 @@ class Port:
         self.name = name
         self.structure = structure
         self.leaves = leaves
-        self._hint = hint
+        self.hint = hint
         self._single = structure.is_leaf()
 
     @classmethod
@@ -86,7 +86,7 @@ class Port:
             return value
         if now.dtype != leaf.dtype and leaf.shape is not None and now.shape is not None:
             raise TypeError(f"{path} must keep its dtype: expected {leaf}, got {now} at time {time}. Convert it in loop_fn.")
-        hint = self._hint(now.shape) if self._hint else ""
+        hint = self.hint(now.shape) if self.hint else ""
         raise ValueError(f"{path} must keep its shape: expected {leaf}, got {now} at time {time}.{hint}")
 
     def tree(self, leaves: list[Any]) -> Tree:
@@ -148,7 +148,8 @@ def start(call: Call, frame: Frame) -> Start:
         IndexError: rows that are not finished read past the end of an input.
     """
     frame.begin_step(0)
-    result = _asked(call, frame, _time(0), None, None, None)
+    with reads.Reads(frame):
+        result = asked(call, clock(0), None, None, None)
     finished, next_input, state, emit, loop_state = _unpacked(result, 0)
 
     inputs_port, inputs = Port.of("next_input", next_input)
@@ -175,10 +176,17 @@ def start(call: Call, frame: Frame) -> Start:
 
 def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tensor, output: Tree, state: Tree, loop_state: Tree) -> Step:
     """Call loop_fn at a time from 1 on and check its result. ``finished`` is what was known before the call."""
-    result = _asked(call, frame, _time(time), output, state, loop_state)
+    with reads.Reads(frame):
+        result = asked(call, clock(time), output, state, loop_state)
+    checked = settled(call, begun, time, finished, output, result)
+    reads.check(frame, checked.finished)
+    return checked
+
+
+def settled(call: Call, begun: Start, time: int, finished: torch.Tensor, output: Tree, result: Any) -> Step:
+    """What loop_fn returned at a time from 1 on, checked, for the cell's ``output``. ``finished`` is what was known before the call."""
     next_finished, next_input, next_state, emit, next_loop_state = _unpacked(result, time)
     flags = finished | finished_flags(next_finished, begun.batch, begun.device, time)
-    reads.check(frame, flags)
     if emit is None:
         raise ValueError(f"emit_output at time {time} must be a tensor or a tree of them, got None; only time 0 may give None")
     if begun.emit_port is None:
@@ -207,11 +215,10 @@ def cell_results(result: Any, time: int) -> tuple[Tree, Tree]:
     raise TypeError(f"cell must return the pair (output, new_state), got {trees.describe(result)} in the step before time {time}")
 
 
-def _asked(call: Call, frame: Frame, *arguments: Any) -> Any:
+def asked(call: Call, *arguments: Any) -> Any:
     """What loop_fn returns."""
     try:
-        with reads.Reads(frame):
-            return call.loop_fn(*arguments)
+        return call.loop_fn(*arguments)
     except Exception as error:
         if type(error).__module__ == "torch._dynamo.exc":
             error.add_note(
@@ -259,7 +266,8 @@ def _emit_port(emit: Tree, batch: int) -> Port:
     return Port("emit_output", examples.structure, leaves, hint)
 
 
-def _time(time: int) -> torch.Tensor:
+def clock(time: int) -> torch.Tensor:
+    """A time as loop_fn gets it."""
     return torch.tensor(time, dtype=torch.int32, device="cpu")
 
 
@@ -272,7 +280,7 @@ def _unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
     raise ValueError(f"loop_fn must return five values {names}, got {len(result)} at time {time}")
 
 
-def finished_flags(value: Any, batch: int, device: torch.device, time: int) -> torch.Tensor:
+def finished_flags(value: Any, batch: int, device: torch.device, time: int | torch.Tensor) -> torch.Tensor:
     """``finished`` as bool ``[batch]`` on the device: one bool stands for all rows.
 
     Raises:

@@ -92,7 +92,7 @@ def dynamic_decode(
         if not isinstance(stepped, tuple) or len(stepped) != 4:
             raise ValueError(f"decoder.step must return (outputs, state, inputs, finished), got {trees.describe(stepped)}")
         outputs, state, inputs, finished = stepped
-        finished = finished_flags(finished, len(before), before.device, int(time))
+        finished = finished_flags(finished, len(before), before.device, time)
         finished = bounded(finished if own_finished else finished | before, time)
         return reported(finished), inputs, state, outputs, (finished, torch.where(before, lengths, time.to(lengths)))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +44,8 @@ class Frame:
         time: the time of the step in hand: that of its loop_fn call. The cell call before it shares it.
         draws: how many random draws the step has made; the next one's call site.
         lineage: 0 for an outermost loop; for a nested one, a number that its place in the outer loop determines.
+        clock: while a step is being captured, the traced 0-d time of its loop_fn call; ``time`` means nothing then.
+        conditional: while a step is being captured, what stands for ``torch.cond``.
         past_end: the look-ups past the end that loop_fn has made in its current call.
         unbound: the tensors that loop_fn reads element by element, by identity and dimension; gone two steps after their last read.
     """
@@ -52,9 +54,11 @@ class Frame:
         self.time = 0
         self.draws = 0
         self.lineage = lineage
+        self.clock: torch.Tensor | None = None
+        self.conditional: Callable[..., Any] | None = None
         self.past_end: list[PastEnd] = []
         self.unbound: dict[tuple[int, int], Unbound] = {}
-        self._seed: int | None = None
+        self._seed: int | torch.Tensor | None = None
 
     def begin_step(self, time: int) -> None:
         self.time = time
@@ -68,11 +72,15 @@ class Frame:
         return site
 
     @property
-    def seed(self) -> int:
-        """A seed for draws that were given none: one from torch's CPU generator for the whole loop."""
+    def seed(self) -> int | torch.Tensor:
+        """A seed for draws that were given none: one from torch's CPU generator for the whole loop. Traced while a step is captured."""
         if self._seed is None:
             self._seed = fresh_seed()
         return self._seed
+
+    @seed.setter
+    def seed(self, seed: torch.Tensor) -> None:
+        self._seed = seed
 
 
 class _Stack(threading.local):

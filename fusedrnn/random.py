@@ -52,8 +52,9 @@ def row_seeds(seed: int | torch.Tensor, batch_size: int, device: torch.device | 
         if seed.shape != (batch_size,) or seed.is_floating_point() or seed.dtype == torch.bool:
             raise ValueError(f"seed must be an int or an integer tensor [{batch_size}], got {seed.dtype} of shape {list(seed.shape)}")
         return seed.to(torch.int64)
+    base = seed if isinstance(seed, torch.Tensor) else _signed(operator.index(seed))
     # Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants as two's complement int64.
-    z = torch.arange(batch_size, dtype=torch.int64, device=device) + _signed(operator.index(seed))
+    z = torch.arange(batch_size, dtype=torch.int64, device=device) + base
     z = z * _signed(0x9E3779B97F4A7C15)
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
@@ -85,12 +86,20 @@ def uniform(
     if row_seed.ndim != 1 or row_seed.dtype != torch.int64:
         raise ValueError(f"row_seed must be int64 [B], got {row_seed.dtype} of shape {list(row_seed.shape)}")
     shape = tuple(shape_per_row)
-    frame = frames.current()
-    time, site, lineage = (0, 0, 0) if frame is None else (frame.time if every_step else _NO_TIME, frame.next_site(), frame.lineage)
-    column = torch.arange(math.prod(shape), dtype=torch.int64, device=row_seed.device)
-    word = philox(row_seed[:, None], column, time, site, lineage)
+    word = _words(row_seed, math.prod(shape), every_step)
     draws = ((word >> 9) * 2 + 1).to(torch.float64 if dtype == torch.float64 else torch.float32) * 2.0**-24
     return draws.to(dtype or torch.get_default_dtype()).reshape(len(row_seed), *shape)
+
+
+def _words(row_seed: torch.Tensor, columns: int, every_step: bool) -> torch.Tensor:
+    """``[B, columns]`` int64 in [0, 2^32): the words of the next call site of the running loop's step."""
+    frame = frames.current()
+    time, site, lineage = (0, 0, 0) if frame is None else (frame.time if every_step else _NO_TIME, frame.next_site(), frame.lineage)
+    if frame is not None and frame.clock is not None:  # a step is being captured: one node instead of the rounds
+        clock = frame.clock if every_step else torch.full((), -1, dtype=torch.int32)
+        return torch.ops.fusedrnn.draw(row_seed, columns, clock, site, lineage)  # type: ignore[no-any-return]
+    column = torch.arange(columns, dtype=torch.int64, device=row_seed.device)
+    return philox(row_seed[:, None], column, time, site, lineage)
 
 
 def gumbel(shape_per_row: Sequence[int], row_seed: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:

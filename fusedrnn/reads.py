@@ -12,27 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
 
+from .draws import Draws
 from .frames import Frame, PastEnd, Unbound, current
 
 
-class Reads(TorchFunctionMode):
+class Reads(Draws):
     """While active, integer tensors that index a tensor follow the read rule; look-ups past the end are noted in the frame.
 
     It covers ``x[i]`` (also within a tuple: ``x[:, i]``, ``x[i, rows]``; also for a Python int), ``select``, ``narrow`` to one
     element, ``index_select``, ``gather``, ``take_along_dim`` and ``embedding``. Negative indices count from the end, and a slice
-    past the end is empty, as in torch.
+    past the end is empty, as in torch. Random functions are those of `Draws`.
     """
-
-    def __init__(self, frame: Frame) -> None:
-        super().__init__()
-        self.frame = frame
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         rule = _RULES.get(func)
-        return func(*args, **kwargs) if rule is None else rule(self.frame, func, *args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs) if rule is None else rule(self.frame, func, *args, **kwargs)
 
 
 def past_end(index: int, shape: tuple[int, ...], dim: int = 0) -> bool:

@@ -1,24 +1,30 @@
-"""The executors. In: the name of a backend; out: the function that runs a `Call`, or the reason why it cannot."""
+"""The executors. In: the name of a backend and a `Call`; out: its `Result`, from the executor that the backend stands for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
+import torch
+
+from .. import branches, contract, frames
+from ..capture import cache
+from ..capture.refusal import NotCapturable
 from ..contract import Call
 from ..errors import PlanError
 from ..result import Result
-from . import reference
+from . import reference, stepwise
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
-_RUN: dict[str, Callable[[Call], Result]] = {"reference": reference.run}
+_BUILT = ("reference", "stepwise")
 _NOT_BUILT = "this version has no {} executor; use backend='reference' or 'auto'"
 
 
 def unavailable(backend: str) -> str | None:
     """Why this executor cannot run on this machine, in one line; None where it can."""
-    return None if backend in _RUN else _NOT_BUILT.format(backend)
+    return None if backend in _BUILT else _NOT_BUILT.format(backend)
 
 
 def checked_backend(backend: str) -> str:
@@ -52,5 +58,26 @@ def choose(backend: str) -> str:
 
 
 def execute(backend: str, call: Call) -> Result:
-    """Run a call on the executor that the backend stands for; raises as `choose`."""
-    return _RUN[choose(backend)](call)
+    """Run a call on the executor that the backend stands for; raises as `choose`, and PlanError where that cannot run this loop."""
+    backend = choose(backend)
+    cache.refuse_nested()
+    with frames.running() as frame, branches.taken(), _swapped(call):
+        begun = contract.start(call, frame)
+        if backend == "reference" or call.max_steps == 0 or bool(begun.finished.all()):
+            return reference.run(call, frame, begun)
+        try:
+            program, tensors = cache.captured(call, frame, begun)
+        except NotCapturable as refused:
+            raise PlanError(refused.reason, refused.location) from refused
+        except Exception as error:
+            frame.past_end.clear()
+            reference.run(Call(call.cell, call.loop_fn, max_steps=1), frame, begun)  # raises what is wrong with the program itself
+            raise PlanError(f"the step cannot be traced: {type(error).__name__}: {error}") from error
+        return stepwise.run(call, frame, begun, program, tensors)
+
+
+def _swapped(call: Call) -> AbstractContextManager[Any]:
+    """With swap_memory, what autograd keeps for the backward goes to (pinned) host memory."""
+    if not call.swap_memory:
+        return nullcontext()
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())

@@ -8,7 +8,7 @@ import pytest
 
 import fusedrnn
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "stepwise"]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,0 +1,125 @@
+"""The programs that were captured. In: a call; out: the program that holds for it, captured now or before, and its tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from .. import frames
+from ..contract import Call, Port, Start
+from ..frames import Frame
+from ..tensor_array import TensorArray
+from . import closure
+from .program import Program
+from .refusal import NotCapturable, here
+from .step import capture
+
+_MOST = 512
+_lock = threading.Lock()
+_known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
+
+
+def refuse_nested() -> None:
+    """Raise NotCapturable where a step that is being traced runs a loop of its own."""
+    outer = frames.current()
+    if outer is not None and outer.clock is not None:
+        raise NotCapturable("a step runs a loop of its own: its number of steps is not known when the step is captured", here())
+
+
+def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torch.Tensor]]:
+    """The program of a loop, and the closed-over tensors in the order its sources count them.
+
+    Raises:
+        NotCapturable: it has none.
+        Exception: whatever the cell or loop_fn raise when they are traced.
+    """
+    walk = closure.walk(call.cell, call.loop_fn)
+    if walk.impure is not None:
+        raise NotCapturable(f"{walk.impure}, which a captured step would not repeat: leave it out", walk.location)
+    key = None if walk.unknown else (walk.key, _signature(begun))
+    program = _found(key, begun, walk.tensors)
+    if program is None:
+        program = _captured_now(call, begun, walk)
+        if key is not None:
+            _keep(key, program)
+    if isinstance(program, NotCapturable):
+        raise NotCapturable(program.reason, program.location)
+    if program.draws and frame.lineage:
+        raise NotCapturable("a loop within a loop draws random numbers: give it a seed of its own")
+    return program, walk.tensors
+
+
+def clear() -> None:
+    """Forget all programs."""
+    with _lock:
+        _known.clear()
+
+
+def size() -> int:
+    """The number of programs that are kept."""
+    with _lock:
+        return sum(len(programs) for programs in _known.values())
+
+
+def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | NotCapturable:
+    before = closure.Snapshot(walk)
+    try:
+        program: Program | NotCapturable = capture(call, begun, walk.tensors)
+    except NotCapturable as refused:
+        program = NotCapturable(refused.reason, refused.location)  # without the traceback, which would keep the tensors alive
+    finally:
+        changes = before.changes()
+        before.restore()
+    if changes and isinstance(program, Program):
+        return NotCapturable(f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state")
+    return program
+
+
+def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program | NotCapturable | None:
+    with _lock:
+        programs = _known.get(key, []) if key is not None else []
+        if programs:
+            _known.move_to_end(key)
+        for program in programs:
+            if isinstance(program, NotCapturable) or program.fits(begun.batch, tensors):
+                return program
+    return None
+
+
+def _keep(key: Hashable, program: Program | NotCapturable) -> None:
+    with _lock:
+        _known.setdefault(key, []).append(program)
+        if len(_known) > _MOST:
+            _known.popitem(last=False)
+
+
+def _signature(begun: Start) -> Hashable:
+    """What a program takes from time 0, batch size aside, and from torch's settings."""
+    device = begun.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    leaves = (*begun.inputs, *begun.state, *(begun.loop_state or ()))
+    devices = tuple(None if isinstance(leaf, TensorArray) else leaf.device for leaf in leaves)
+    ports = (begun.inputs_port, begun.state_port, begun.loop_state_port, begun.emit_port)
+    return (tuple(_port(port, begun.batch) for port in ports), devices, autocast, torch.get_default_dtype())
+
+
+def _port(port: Port | None, batch: int) -> Any:
+    if port is None:
+        return None
+    rows = port.name != "loop_state"
+    shapes = tuple(
+        (
+            leaf.dtype,
+            None if leaf.shape is None else (("B", *leaf.shape[1:]) if leaf.shape and (rows or leaf.shape[0] == batch) else leaf.shape),
+        )
+        for leaf in port.leaves
+    )
+    return (_hashable(port), shapes)
+
+
+def _hashable(port: Port) -> Hashable:
+    return str(port.structure)

@@ -1,0 +1,138 @@
+"""What a code object can look at. In: a code object; out: the names it uses, found once and kept for as long as the code lives."""
+
+from __future__ import annotations
+
+import dis
+import weakref
+from collections.abc import Iterator
+from types import CodeType
+from typing import NamedTuple
+
+# Code that uses one of these may read an attribute that it does not name.
+_REFLECTION = frozenset({
+    "getattr", "hasattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__", "__getattribute__", "__getstate__", "__slots__",
+    "copy", "deepcopy", "pickle", "inspect", "asdict", "astuple", "fields", "replace", "getmembers",
+    "modules", "named_modules", "children", "named_children", "parameters", "named_parameters", "buffers", "named_buffers",
+    "state_dict", "apply", "get_parameter", "get_buffer", "get_submodule", "_parameters", "_buffers", "_modules", "functional_call",
+})  # fmt: skip
+# Code that uses one of these may read any variable.
+_FRAMES = frozenset({"eval", "exec", "globals", "locals", "_getframe", "currentframe", "__import__", "import_module", "__globals__"})
+
+_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"})
+_GLOBAL_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
+_ATTRIBUTE_WRITE = frozenset({"STORE_ATTR", "DELETE_ATTR"})
+_SILENT = frozenset({"EXTENDED_ARG", "PUSH_NULL", "CACHE", "NOP", "PRECALL"})
+
+
+class Use(NamedTuple):
+    """A variable and the attributes taken from it at once: ``np.random.rand`` is ("np", ("random", "rand"))."""
+
+    root: str
+    attributes: tuple[str, ...]
+    line: int
+
+
+class Import(NamedTuple):
+    """An import inside of a function."""
+
+    module: str
+    level: int
+    names: tuple[str, ...]
+    line: int
+
+
+class Code:
+    """The names in one code object and in those nested in it. Equal only to itself, so it stands for the code in a key.
+
+    Attributes:
+        code_name, file, line: where it is.
+        globals: the names read as globals (or builtins).
+        attributes: the names read as attributes.
+        written_globals, written_attributes: the names that are assigned.
+        uses: what is done with variables, by the variable.
+        imports: the imports.
+        reflects: it may read attributes that it does not name.
+        frames: the first name by which it may read variables that it does not name, or None.
+    """
+
+    __slots__ = (
+        "__weakref__", "attributes", "code_name", "file", "frames", "globals", "imports", "line", "reflects", "uses",
+        "written_attributes", "written_globals",
+    )  # fmt: skip
+
+    def __init__(self, code: CodeType) -> None:
+        self.code_name, self.file, self.line = code.co_qualname, code.co_filename, code.co_firstlineno
+        read: dict[str, None] = {}
+        attributes: dict[str, None] = {}
+        written: dict[str, None] = {}
+        written_attributes: dict[str, None] = {}
+        self.uses: dict[str, list[Use]] = {}
+        imports: list[Import] = []
+        matches = False
+        for part in _nested(code):
+            root, chain, line = None, [], 0
+            before: list[object] = [None, None]
+            for instruction in dis.get_instructions(part):
+                name, operand = instruction.opname, instruction.argval
+                if name in _SILENT:
+                    continue
+                if name in _ATTRIBUTE:
+                    attributes[operand] = None
+                    chain.append(operand)
+                else:
+                    if root is not None:
+                        self.uses.setdefault(root, []).append(Use(root, tuple(chain), line))
+                    root, chain = None, []
+                    if isinstance(operand, str) and (name in _GLOBAL or name.startswith(("LOAD_DEREF", "LOAD_FAST", "LOAD_CLASSDEREF"))):
+                        root = operand
+                        line = (instruction.positions and instruction.positions.lineno) or part.co_firstlineno
+                    if name in _GLOBAL:
+                        read[operand] = None
+                    elif name in _GLOBAL_WRITE:
+                        written[operand] = None
+                    elif name in _ATTRIBUTE_WRITE:
+                        written_attributes[operand] = None
+                    elif name == "IMPORT_NAME":
+                        level, names = before
+                        at = (instruction.positions and instruction.positions.lineno) or part.co_firstlineno
+                        imports.append(
+                            Import(operand, level if isinstance(level, int) else 0, names if isinstance(names, tuple) else (), at)
+                        )
+                    elif name == "MATCH_CLASS":  # reads the attributes that a constant tuple names
+                        matches = True
+                before = [before[1], operand]
+            if root is not None:
+                self.uses.setdefault(root, []).append(Use(root, tuple(chain), line))
+        self.globals, self.attributes = tuple(read), tuple(attributes)
+        self.written_globals, self.written_attributes = tuple(written), tuple(written_attributes)
+        self.imports = tuple(imports)
+        self.reflects = matches or any(name in _REFLECTION for name in (*read, *attributes))
+        self.frames = next((name for name in (*read, *attributes) if name in _FRAMES), None)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+# Code objects compare by value, which is slow to hash, so the way is by identity first. Equal code of one file is one program: what
+# `dataclass` generates, and a notebook's cell that is run again, keep their key.
+_by_identity: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
+_by_value: weakref.WeakValueDictionary[tuple[CodeType, str, str], Code] = weakref.WeakValueDictionary()
+
+
+def of(code: CodeType) -> Code:
+    """The names of a code object; the same object for equal code."""
+    known = _by_identity.get(id(code))
+    if known is not None:
+        return known[1]
+    value = (code, code.co_filename, code.co_qualname)
+    found = _by_value.get(value)
+    if found is None:
+        found = _by_value[value] = Code(code)
+    place = id(code)
+    _by_identity[place] = weakref.ref(code, lambda _: _by_identity.pop(place, None)), found
+    return found

@@ -1,0 +1,51 @@
+"""torch's fused cell functions as the operators they are made of: the fused ones fix the batch size (torch 2.13) and differ by device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Weight = torch.Tensor | None
+
+
+def _gates(x: torch.Tensor, h: torch.Tensor, w_ih: torch.Tensor, w_hh: torch.Tensor, b_ih: Weight, b_hh: Weight) -> torch.Tensor:
+    return F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+
+
+def _lstm(
+    x: torch.Tensor, hx: Sequence[torch.Tensor], w_ih: torch.Tensor, w_hh: torch.Tensor, b_ih: Weight = None, b_hh: Weight = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    h, c = hx
+    i, f, g, o = _gates(x, h, w_ih, w_hh, b_ih, b_hh).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru(
+    x: torch.Tensor, hx: torch.Tensor, w_ih: torch.Tensor, w_hh: torch.Tensor, b_ih: Weight = None, b_hh: Weight = None
+) -> torch.Tensor:
+    ir, iz, inew = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    hr, hz, hnew = F.linear(hx, w_hh, b_hh).chunk(3, -1)
+    r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
+    n = torch.tanh(inew + r * hnew)
+    return n + z * (hx - n)
+
+
+def _rnn(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def step(x: torch.Tensor, hx: torch.Tensor, *weights: Any, **named: Any) -> torch.Tensor:
+        names = ("w_ih", "w_hh", "b_ih", "b_hh")
+        values = dict(zip(names, weights, strict=False)) | named
+        return activation(_gates(x, hx, *[values.get(name) for name in names]))  # type: ignore[arg-type]
+
+    return step
+
+
+CELLS: dict[Any, Callable[..., Any]] = {
+    torch.lstm_cell: _lstm,
+    torch.gru_cell: _gru,
+    torch.rnn_tanh_cell: _rnn(torch.tanh),
+    torch.rnn_relu_cell: _rnn(torch.relu),
+}

@@ -1,0 +1,68 @@
+"""The operators of a step graph that are not aten's. In: tensors, traced or real; out: what `reference` computes at the same place.
+
+Each exists twice: as a torch operator, which tracing records as one node, and in `PYTHON` as a differentiable function, which runs
+it step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import rows
+from ..random import philox
+
+_library = torch.library.Library("fusedrnn", "DEF")
+
+
+def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """``x.select(dim, index)``; past the end the last element, of an empty input zeros."""
+    size = x.shape[dim]
+    at = int(index)
+    if at < 0:
+        at += size
+    if not 0 <= at < size:
+        if at < 0 and size:
+            raise IndexError(f"index {int(index)} is out of bounds for dimension {dim} with size {size}")
+        if not size:
+            return x.sum(dim, dtype=x.dtype)
+        at = size - 1
+    return x.select(dim, at)
+
+
+def _draw(row_seed: torch.Tensor, columns: int, time: torch.Tensor, site: int, lineage: int) -> torch.Tensor:
+    """``[B, columns]`` int64 in [0, 2^32): the words of `fusedrnn.random.philox` at this time and call site."""
+    column = torch.arange(columns, dtype=torch.int64, device=row_seed.device)
+    return philox(row_seed[:, None], column, int(time) & 0xFFFFFFFF, site, lineage)
+
+
+def _fake_read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    return x.new_empty(x.shape[:dim] + x.shape[dim + 1 :])
+
+
+def _fake_draw(row_seed: torch.Tensor, columns: Any, time: torch.Tensor, site: int, lineage: int) -> torch.Tensor:
+    return row_seed.new_empty((row_seed.shape[0], columns))
+
+
+def _same(x: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    name = schema.split("(", maxsplit=1)[0]
+    _library.define(schema)
+    _library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fusedrnn::{name}", fake, lib=_library)
+    return getattr(torch.ops.fusedrnn, name).default
+
+
+read = _operator("read(Tensor x, Tensor index, int dim) -> Tensor", _read, _fake_read)
+draw = _operator("draw(Tensor row_seed, SymInt columns, Tensor time, int site, int lineage) -> Tensor", _draw, _fake_draw)
+# Non-finite values of finished rows as zeros.
+quiet = _operator("quiet(Tensor x, Tensor finished) -> Tensor", lambda x, finished: rows.quieted(x, finished).clone(), _same)
+# The value itself; its gradient without what is not finite in finished rows.
+guard = _operator("guard(Tensor x, Tensor finished) -> Tensor", lambda x, finished: x.clone(), _same)
+
+PYTHON: dict[Any, Callable[..., torch.Tensor]] = {read: _read, draw: _draw, quiet: rows.quieted, guard: rows.guarded}

@@ -1,0 +1,60 @@
+"""For which sizes a program holds. In: the symbols and guards of its tracing; out: a check of a batch size and of closed-over tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.printers import PythonPrinter
+
+Fits = Callable[[int, Sequence[torch.Tensor]], bool]
+
+
+def expression(size: Any) -> sympy.Expr:
+    """A size of a traced tensor as an expression of symbols and integers."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def fits(shape_env: ShapeEnv, batch: Any, lifted: Sequence[tuple[int, torch.Tensor]]) -> tuple[Fits, bool]:
+    """The check, and whether it admits one batch size only.
+
+    Args:
+        batch: the batch size of the tracing.
+        lifted: the closed-over tensors as they were traced, with their places.
+    """
+    printer = PythonPrinter()
+    bound: dict[sympy.Symbol, str] = {}  # what the symbol is called below
+    lines: list[str] = []
+    checks: list[str] = []
+
+    def meet(size: Any, name: str) -> None:
+        expr = shape_env.simplify(expression(size))
+        if isinstance(expr, sympy.Symbol) and expr not in bound:
+            bound[expr] = name
+            least = shape_env.var_to_range[expr].lower if expr in shape_env.var_to_range else 2
+            checks.append(f"{name} >= {least}")
+        else:
+            checks.append(f"{name} == {_printed(printer, expr, bound)}")
+
+    meet(batch, "batch")
+    for place, tensor in lifted:
+        names = [f"t{place}_{dim}" for dim in range(tensor.ndim)]
+        if names:
+            lines.append(f"{', '.join(names)}{',' if len(names) == 1 else ''} = tensors[{place}].shape")
+        for name, size in zip(names, tensor.shape, strict=True):
+            meet(size, name)
+    for guard in shape_env.guards:
+        expr = shape_env.simplify(guard.expr)
+        if expr != sympy.true and expr.free_symbols <= set(bound):
+            checks.append(_printed(printer, expr, bound))
+    body = "\n    ".join([*lines, f"return {' and '.join(checks)}"])
+    scope: dict[str, Any] = {"math": __import__("math")}
+    exec(f"def holds(batch, tensors):\n    {body}\n", scope)
+    return scope["holds"], not isinstance(shape_env.simplify(expression(batch)), sympy.Symbol)
+
+
+def _printed(printer: PythonPrinter, expr: sympy.Expr, bound: dict[sympy.Symbol, str]) -> str:
+    return f"({printer.doprint(expr.xreplace({symbol: sympy.Symbol(name) for symbol, name in bound.items()}))})"

@@ -1,0 +1,280 @@
+"""Capture. In: a call and what its time 0 settled; out: a `Program` of one step, or `NotCapturable` with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import traceback as node_meta
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from .. import contract, frames, rows, trees
+from ..contract import Call, Leaf, Port, Start
+from ..tensor_array import TensorArray
+from . import ops, refusal
+from .arrays import TracedArray
+from .program import Program, Source, Target, Write
+from .refusal import NotCapturable
+from .sizes import fits
+from .tracing import Tracing
+
+
+def capture(call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> Program:
+    """Trace the cell and then loop_fn at a time from 1 on, once, on tensors without data.
+
+    Args:
+        call, begun: the loop; all but its values is fixed from here on.
+        tensors: what the cell and loop_fn close over. A tensor that is missing here becomes a constant.
+
+    Raises:
+        NotCapturable: the step does what a graph cannot hold.
+        TypeError, ValueError: loop_fn's result is not what `raw_rnn` says it must be.
+    """
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+        # Making a fake of a tensor looks at its .grad, which warns where that tensor is no leaf.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
+        return _Capture(call, begun, tensors).program()
+
+
+class _Capture:
+    """One tracing: what the fakes are made of and what is found out on the way."""
+
+    def __init__(self, call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> None:
+        self.call, self.begun, self.tensors = call, begun, tensors
+        self.shape_env = ShapeEnv(duck_shape=True)
+        self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
+        self.symbols = 0
+        self.batch = self._size(begun.batch)
+        self.sources: list[Source] = []
+        self.targets: list[Target] = []
+        self.writes: list[Write] = []
+        self.emit_port: Port | None = None
+        self.keeps_loop_state = False
+        self.mode: Tracing | None = None
+
+    def program(self) -> Program:
+        fakes = self._fakes()
+        function: Callable[..., list[torch.Tensor]] = torch.func.functionalize(self._traced_step, remove="mutations")
+        try:
+            with self.fake_mode, node_meta.preserve_node_meta():
+                module = make_fx(function)(*fakes)
+                if any(_is_mutation(node) for node in module.graph.nodes):  # of operators that are made of others in C++
+                    module = make_fx(torch.func.functionalize(_interpreted(module), remove="mutations"))(*fakes)
+        except Exception as error:
+            refused = refusal.refusal(error, self.mode.who if self.mode else "the cell", self.mode.conversion if self.mode else None)
+            if refused is None:
+                raise
+            raise refused from error
+        self._refuse_leftovers(module)
+        lifted = [(source.place, fake) for source, fake in zip(self.sources, fakes, strict=True) if source.kind == "tensor"]
+        used = self._without_unused(module)
+        holds, fixed = fits(self.shape_env, self.batch, lifted)
+        assert self.emit_port is not None
+        return Program(
+            module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
+            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, fixed,
+        )  # fmt: skip
+
+    def _size(self, size: int) -> Any:
+        """A size as a symbol of its own, or itself where torch fixes it (0 and 1)."""
+        self.symbols += 1
+        context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
+        source = ConstantSource(f"size{self.symbols}")
+        return self.fake_mode.from_tensor(torch.empty(size, dtype=torch.int8), symbolic_context=context, source=source).shape[0]
+
+    def _fakes(self) -> list[torch.Tensor]:
+        begun = self.begun
+        lifted = [self._lifted_shape(tensor) for tensor in self.tensors]
+
+        def fake(kind: str, place: int, shape: Sequence[Any], like: Any) -> None:
+            self.sources.append(Source(kind, place))
+            found.append(torch.empty(tuple(shape), dtype=like.dtype, device=like.device))
+
+        found: list[torch.Tensor] = []
+        with self.fake_mode:
+            self.sources.append(Source("time"))
+            found.append(torch.empty((), dtype=torch.int32))
+            fake("finished", 0, (self.batch,), begun.finished)
+            for kind, leaves in (("inputs", begun.inputs), ("state", begun.state), ("loop_state", begun.loop_state or [])):
+                for place, leaf in enumerate(leaves):
+                    if isinstance(leaf, TensorArray):
+                        continue
+                    by_rows = kind != "loop_state" and leaf.ndim
+                    shape = (self.batch, *leaf.shape[1:]) if by_rows else self._carried_shape(leaf)
+                    fake(kind, place, shape, leaf)
+            self.sources.append(Source("seed"))
+            found.append(torch.empty((), dtype=torch.int64))
+            for place, tensor in enumerate(self.tensors):
+                fake("tensor", place, lifted[place], tensor)
+        return found
+
+    def _carried_shape(self, leaf: torch.Tensor) -> list[Any]:
+        """loop_state has no batch dimension to speak of; what has the batch's size first most likely is a row's."""
+        return [self.batch if not place and size == self.begun.batch else size for place, size in enumerate(leaf.shape)]
+
+    def _lifted_shape(self, tensor: torch.Tensor) -> list[Any]:
+        """The sizes of a closed-over tensor. The batch size and the number of steps stand first or second in what is no parameter: those are
+        symbols. A symbol that meets another size in the step becomes that size, so one too many costs nothing."""
+        shape = list(tensor.shape)
+        if isinstance(tensor, torch.nn.Parameter):
+            return shape
+        symbols = 2 if self.begun.batch in shape[:2] or tensor.ndim > 2 else 1
+        return [self._size(size) if place < symbols else size for place, size in enumerate(shape)]
+
+    def _traced_step(self, *arguments: torch.Tensor) -> list[torch.Tensor]:
+        by_kind: dict[str, dict[int, torch.Tensor]] = {}
+        for source, argument in zip(self.sources, arguments, strict=True):
+            by_kind.setdefault(source.kind, {})[source.place] = argument
+        clock, finished = by_kind["time"][0], by_kind["finished"][0]
+        stand_ins = {id(self.tensors[place]): traced for place, traced in by_kind.get("tensor", {}).items()}
+        with frames.running() as frame:
+            frame.lineage, frame.clock, frame.seed = 0, clock, by_kind["seed"][0]
+            self.mode = mode = Tracing(frame, clock, stand_ins)
+            with _fresh_meta(), mode:
+                self.targets, self.writes = [], []
+                return self._outputs(mode, clock, finished, by_kind)
+
+    def _outputs(
+        self, mode: Tracing, clock: torch.Tensor, finished: torch.Tensor, by_kind: dict[str, dict[int, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        begun = self._symbolic_start()
+        inputs = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in by_kind["inputs"].values()]
+        state = self._carried("state", begun.state, by_kind)
+        seen = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in state]
+        result = self.call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
+        output, cell_state = contract.cell_results(result, 1)
+        mode.who = "loop_fn"
+        output, cell_state = (_guarded(tree, finished) for tree in (output, cell_state))
+        loop_state = None if begun.loop_state is None else self._carried("loop_state", begun.loop_state, by_kind)
+        carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
+        result = contract.asked(self.call, clock, output, cell_state, carried)
+        step = contract.settled(self.call, begun, 1, finished, output, result)
+        self.emit_port = begun.emit_port
+        self.keeps_loop_state = begun.loop_state_port is not None and step.loop_state is None
+
+        outputs: list[torch.Tensor] = []
+
+        def put(kind: str, place: int, value: torch.Tensor) -> None:
+            self.targets.append(Target(kind, place))
+            outputs.append(value)
+
+        put("finished", 0, step.finished)
+        for place, leaf in enumerate(step.inputs):
+            put("inputs", place, leaf)
+        kept = loop_state if step.loop_state is None else step.loop_state
+        frozen = [rows.frozen(old, new, finished) for old, new in zip(state, step.state, strict=True)]
+        for kind, old, new in (("state", state, frozen), ("loop_state", loop_state or [], kept or [])):
+            for place, (before, leaf) in enumerate(zip(old, new, strict=True)):
+                if isinstance(leaf, TensorArray):
+                    self._put_writes(put, kind, place, before, leaf)
+                else:
+                    put(kind, place, leaf)
+        for place, leaf in enumerate(step.emit):
+            put("emit", place, rows.zeroed(leaf, finished))
+        if mode.past_end:
+            late = torch.zeros_like(step.finished)
+            for past in mode.past_end:
+                late = late | (past if past.shape == late.shape else past.any())
+            put("past", 0, (late & ~step.finished).any())
+        return outputs
+
+    def _put_writes(self, put: Callable[[str, int, torch.Tensor], None], kind: str, place: int, before: Any, after: Any) -> None:
+        if not isinstance(after, TracedArray) or after.original is not before.original:
+            raise NotCapturable("loop_fn replaces a TensorArray that it carries: write to the one it was given", None)
+        for index, value in after.writes:
+            self.writes.append(Write(kind, place))
+            put("index", len(self.writes) - 1, index)
+            put("value", len(self.writes) - 1, value)
+
+    def _carried(self, kind: str, leaves: Sequence[Any], by_kind: dict[str, dict[int, torch.Tensor]]) -> list[Any]:
+        traced = by_kind.get(kind, {})
+        return [TracedArray(leaf) if isinstance(leaf, TensorArray) else traced[place] for place, leaf in enumerate(leaves)]
+
+    def _symbolic_start(self) -> Start:
+        """What time 0 settled, with the batch size as the symbol."""
+        begun, batch = self.begun, self.batch
+
+        def port(port: Port | None, every: bool) -> Port | None:
+            if port is None:
+                return None
+            leaves = [_with_batch(leaf, begun.batch, batch, every) for leaf in port.leaves]
+            return Port(port.name, port.structure, leaves, port.hint)
+
+        return dataclasses.replace(
+            begun,
+            batch=batch,
+            inputs_port=port(begun.inputs_port, True),
+            state_port=port(begun.state_port, True),
+            loop_state_port=port(begun.loop_state_port, False),
+            emit_port=port(begun.emit_port, True),
+        )
+
+    def _refuse_leftovers(self, module: torch.fx.GraphModule) -> None:
+        for node in module.graph.nodes:
+            where = node.meta.get("stack_trace")
+            if _is_mutation(node):
+                raise NotCapturable(
+                    f"a tensor that is closed over is changed in place ({node.target}): carry it in the state or in loop_state", where
+                )
+            tags = getattr(node.target, "tags", ())
+            if torch.Tag.nondeterministic_seeded in tags:
+                raise NotCapturable(f"{node.target} draws from torch's generator: use fusedrnn.random or torch.rand", where)
+            if node.op == "call_function" and node.target is torch.ops.aten._local_scalar_dense.default:
+                raise NotCapturable("the step turns a tensor into a Python number: keep it a tensor", where)
+
+    def _without_unused(self, module: torch.fx.GraphModule) -> tuple[Source, ...]:
+        """Drop what no output needs, placeholders too; the sources that are left."""
+        module.graph.eliminate_dead_code()
+        used = []
+        for node, source in zip([node for node in module.graph.nodes if node.op == "placeholder"], self.sources, strict=True):
+            if node.users:
+                used.append(source)
+            else:
+                module.graph.erase_node(node)
+        module.recompile()
+        return tuple(used)
+
+
+def _with_batch(leaf: Leaf, batch: int, symbol: Any, every: bool) -> Leaf:
+    if leaf.shape and (every or leaf.shape[0] == batch):
+        return Leaf((symbol, *leaf.shape[1:]), leaf.dtype)
+    return leaf
+
+
+def _guarded(tree: Any, finished: torch.Tensor) -> Any:
+    def guard(leaf: Any) -> Any:
+        mine = isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()) and leaf.ndim
+        return ops.guard(leaf, finished) if mine and leaf.shape[0] == finished.shape[0] else leaf
+
+    return trees.map_leaves(guard, tree)
+
+
+def _is_mutation(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _interpreted(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    def run(*arguments: torch.Tensor) -> Any:
+        return torch.fx.Interpreter(module).run(*arguments)
+
+    return run
+
+
+@contextmanager
+def _fresh_meta() -> Iterator[None]:
+    """What an outer trace notes about its nodes is not about these."""
+    saved = dict(node_meta.current_meta)
+    node_meta.current_meta.clear()
+    try:
+        yield
+    finally:
+        node_meta.current_meta.clear()
+        node_meta.current_meta.update(saved)

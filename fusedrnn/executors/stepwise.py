@@ -1,0 +1,79 @@
+"""The stepwise executor: the captured step, called once for each iteration. In: a call and its program; out: a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from .. import contract
+from ..capture import ops
+from ..capture.program import Program
+from ..contract import Call, Start
+from ..frames import Frame
+from ..result import Result
+from . import reference
+from .outcome import outcome
+
+
+def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    """Run the captured step until all rows are finished. On the CPU the finished flags are looked at after every step."""
+    step = _step(program)
+    trees: dict[str, list[Any]] = {
+        "time": [None],
+        "finished": [begun.finished],
+        "inputs": list(begun.inputs),
+        "state": list(begun.state),
+        "loop_state": list(begun.loop_state or []),
+        "seed": [torch.tensor(frame.seed, dtype=torch.int64) if program.draws else None],
+        "tensor": [tensor.contiguous() for tensor in tensors],
+    }
+    places = [(trees[source.kind], source.place) for source in program.sources]
+    carried = [(trees[target.kind], target.place) if target.kind in _CARRIED else None for target in program.targets]
+    emit = [place for place, target in enumerate(program.targets) if target.kind == "emit"]
+    past = next((place for place, target in enumerate(program.targets) if target.kind == "past"), None)
+    written = [place for place, target in enumerate(program.targets) if target.kind == "index"]
+
+    emits: list[list[torch.Tensor]] = []
+    history: list[torch.Tensor] = []
+    while len(emits) != call.max_steps and not bool(trees["finished"][0].all()):
+        trees["time"][0] = contract.clock(len(emits) + 1)
+        history.append(trees["finished"][0])
+        outputs = step(*[values[place] for values, place in places])
+        if past is not None and bool(outputs[past]):
+            return reference.run(call, frame, begun)  # which says who looked where
+        for value, slot in zip(outputs, carried, strict=True):
+            if slot is not None:
+                slot[0][slot[1]] = value
+        for write, place in zip(program.writes, written, strict=True):
+            values = trees[write.kind]
+            values[write.place] = values[write.place].write(outputs[place], outputs[place + 1])
+        emits.append([outputs[place] for place in emit])
+
+    @cache
+    def lengths() -> torch.Tensor:
+        return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
+
+    loop_state = None if begun.loop_state is None else trees["loop_state"]
+    return outcome(
+        call, begun, program.emits(begun.batch), emits, lengths if emits else None, trees["finished"][0], trees["state"], loop_state
+    )
+
+
+_CARRIED = ("finished", "inputs", "state", "loop_state")
+
+
+def _step(program: Program) -> Callable[..., Sequence[torch.Tensor]]:
+    """The graph as a Python function, our operators as differentiable functions."""
+    if "stepwise" not in program.plans:
+        graph = torch.fx.Graph()
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        for node in program.module.graph.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node.target in ops.PYTHON:
+                copies[node].target = ops.PYTHON[node.target]
+        program.plans["stepwise"] = torch.fx.GraphModule(program.module, graph)
+    step: Callable[..., Sequence[torch.Tensor]] = program.plans["stepwise"]
+    return step
