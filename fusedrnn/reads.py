@@ -40,6 +40,17 @@ def past_end(index: int, shape: tuple[int, ...], dim: int = 0) -> bool:
     return True
 
 
+def is_traced() -> bool:
+    """Whether a step is being captured, so that a look-up becomes a node of its graph."""
+    frame = current()
+    return frame is not None and frame.clock is not None
+
+
+def traced_element(elements: torch.Tensor | list[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+    """One of the elements, at a traced position."""
+    return (elements if isinstance(elements, torch.Tensor) else torch.stack(elements))[index]
+
+
 def check(frame: Frame, finished: torch.Tensor) -> None:
     """Raise IndexError if a row that is not finished read past the end since the last check; forget the look-ups.
 

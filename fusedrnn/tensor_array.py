@@ -93,6 +93,8 @@ class TensorArray:
         Inside a loop_fn a position past the end gives the last element (of an empty array: zeros), and the loop raises IndexError if
         a row that is unfinished after that call did so. Elsewhere it raises IndexError. A negative position always does.
         """
+        if isinstance(i, torch.Tensor) and reads.is_traced():
+            return reads.traced_element(self._filled("TensorArray.read") if self._whole is None else self._whole, i)
         at = _integer("i", i)
         if at < 0:
             raise IndexError(f"TensorArray.read: i must not be negative, got {at}")

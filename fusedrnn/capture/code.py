@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 # Code that uses one of these may read an attribute that it does not name.
 _REFLECTION = frozenset({
-    "getattr", "hasattr", "vars", "dir", "attrgetter", "methodcaller", "__dict__", "__getattribute__", "__getstate__", "__slots__",
+    "vars", "dir", "attrgetter", "methodcaller", "__dict__", "__getattribute__", "__getstate__", "__slots__",
     "copy", "deepcopy", "pickle", "inspect", "asdict", "astuple", "fields", "replace", "getmembers",
     "modules", "named_modules", "children", "named_children", "parameters", "named_parameters", "buffers", "named_buffers",
     "state_dict", "apply", "get_parameter", "get_buffer", "get_submodule", "_parameters", "_buffers", "_modules", "functional_call",
@@ -18,10 +18,12 @@ _REFLECTION = frozenset({
 # Code that uses one of these may read any variable.
 _FRAMES = frozenset({"eval", "exec", "globals", "locals", "_getframe", "currentframe", "__import__", "import_module", "__globals__"})
 
+_BY_NAME = frozenset({"getattr", "hasattr"})  # these too, unless the name is written there
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"})
 _GLOBAL_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _ATTRIBUTE_WRITE = frozenset({"STORE_ATTR", "DELETE_ATTR"})
+_GENERATED = "@"  # no name that anyone can write: what pytest makes of an assert
 _SILENT = frozenset({"EXTENDED_ARG", "PUSH_NULL", "CACHE", "NOP", "PRECALL"})
 
 
@@ -69,17 +71,17 @@ class Code:
         written_attributes: dict[str, None] = {}
         self.uses: dict[str, list[Use]] = {}
         imports: list[Import] = []
-        matches = False
+        computed = False
         for part in _nested(code):
             root, chain, line = None, [], 0
             before: list[object] = [None, None]
-            for instruction in dis.get_instructions(part):
+            instructions = [instruction for instruction in dis.get_instructions(part) if instruction.opname not in _SILENT]
+            for place, instruction in enumerate(instructions):
                 name, operand = instruction.opname, instruction.argval
-                if name in _SILENT:
-                    continue
                 if name in _ATTRIBUTE:
-                    attributes[operand] = None
                     chain.append(operand)
+                    if root is None or not root.startswith(_GENERATED):
+                        attributes[operand] = None
                 else:
                     if root is not None:
                         self.uses.setdefault(root, []).append(Use(root, tuple(chain), line))
@@ -87,8 +89,12 @@ class Code:
                     if isinstance(operand, str) and (name in _GLOBAL or name.startswith(("LOAD_DEREF", "LOAD_FAST", "LOAD_CLASSDEREF"))):
                         root = operand
                         line = (instruction.positions and instruction.positions.lineno) or part.co_firstlineno
-                    if name in _GLOBAL:
+                    if name in _GLOBAL and not operand.startswith(_GENERATED):
                         read[operand] = None
+                        if operand in _BY_NAME:
+                            attribute = _literal(instructions[place + 1 :])
+                            attributes[attribute or operand] = None
+                            computed = computed or attribute is None
                     elif name in _GLOBAL_WRITE:
                         written[operand] = None
                     elif name in _ATTRIBUTE_WRITE:
@@ -100,15 +106,25 @@ class Code:
                             Import(operand, level if isinstance(level, int) else 0, names if isinstance(names, tuple) else (), at)
                         )
                     elif name == "MATCH_CLASS":  # reads the attributes that a constant tuple names
-                        matches = True
+                        computed = True
                 before = [before[1], operand]
             if root is not None:
                 self.uses.setdefault(root, []).append(Use(root, tuple(chain), line))
         self.globals, self.attributes = tuple(read), tuple(attributes)
         self.written_globals, self.written_attributes = tuple(written), tuple(written_attributes)
         self.imports = tuple(imports)
-        self.reflects = matches or any(name in _REFLECTION for name in (*read, *attributes))
+        self.reflects = computed or any(name in _REFLECTION for name in (*read, *attributes))
         self.frames = next((name for name in (*read, *attributes) if name in _FRAMES), None)
+
+
+def _literal(instructions: list[dis.Instruction]) -> str | None:
+    """The name in ``getattr(a.b, "name")``, from what follows ``getattr``; None if it may be another each time."""
+    for instruction in instructions:
+        if instruction.opname == "LOAD_CONST":
+            return instruction.argval if isinstance(instruction.argval, str) else None
+        if not instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR")):
+            return None
+    return None
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -134,5 +150,6 @@ def of(code: CodeType) -> Code:
     if found is None:
         found = _by_value[value] = Code(code)
     place = id(code)
-    _by_identity[place] = weakref.ref(code, lambda _: _by_identity.pop(place, None)), found
+    forget = _by_identity.pop  # a local: the module may be gone first
+    _by_identity[place] = weakref.ref(code, lambda _: forget(place, None)), found
     return found

@@ -26,7 +26,7 @@ _SOME: dict[str, frozenset[str]] = {
 }
 MODULES = _WHOLE | _SOME.keys()
 _READ = frozenset({"environ", "environb", "argv"})
-_SHARED = (random._inst, np.random.mtrand._rand)  # type: ignore[attr-defined]
+_SHARED = (random._inst, np.random.mtrand._rand)
 
 
 class Impurity(NamedTuple):
@@ -64,7 +64,7 @@ def name_of(value: Any) -> str | None:
     if type(value) is BuiltinFunctionType:
         receiver = value.__self__
         if any(receiver is shared for shared in _SHARED):
-            return f"{'random' if receiver is random._inst else 'numpy.random'}.{value.__name__}"  # type: ignore[attr-defined]
+            return f"{'random' if receiver is random._inst else 'numpy.random'}.{value.__name__}"
         if any(value is function for function in BUILTINS.values()):
             return value.__name__
         if receiver is time:
@@ -72,6 +72,6 @@ def name_of(value: Any) -> str | None:
         if receiver is sys.modules.get("posix") and value.__name__ in _SOME["os"]:
             return f"os.{value.__name__}"
     elif type(value) is MethodType and any(value.__self__ is shared for shared in _SHARED):
-        package = "random" if value.__self__ is random._inst else "numpy.random"  # type: ignore[attr-defined]
+        package = "random" if value.__self__ is random._inst else "numpy.random"
         return f"{package}.{value.__func__.__name__}"
     return None

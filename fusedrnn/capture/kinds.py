@@ -1,4 +1,4 @@
-"""Whose a module or class is, and how an instance is looked into. In: a module name or a class; out: `Whose`, and a `Class` kept with it."""
+"""Whose code is, and how an instance is looked into. In: a module's name or a class; out: `Whose`, and what is known of the class."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict, deque
 from enum import Enum, EnumMeta
 from functools import partial
 from logging import Logger
-from types import FunctionType, MemberDescriptorType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ class Class:
         mro = cls.__mro__
         self.whose = module_whose(cls.__module__)
         self.name = f"{cls.__module__}.{cls.__qualname__}"
-        self.layout = _layout(cls)
+        self.layout: Any = _layout(cls)  # Any: which methods it has follows from the category
         self.local = "<locals>" in cls.__qualname__
         self.slots = tuple(
             (name, member)
@@ -180,8 +180,10 @@ def _category(cls: type, mro: tuple[type, ...], facts: Class) -> str:
         return "numpy"
     if Logger in mro:
         return "logger"
-    if cls is object or cls is np.ufunc or facts.whose is Whose.FIXED and cls.__module__.startswith(_SINGLETONS):
+    if cls is object or cls is np.ufunc or (facts.whose is Whose.FIXED and cls.__module__.startswith(_SINGLETONS)):
         return "singleton"
+    if ModuleType in mro:
+        return "namespace"
     if facts.layout not in _LAYOUTS:
         return "unknown"
     return _CONTAINERS.get(facts.layout, "object")
@@ -197,7 +199,8 @@ def class_of(cls: type) -> Class:
         return known[1]
     found = Class(cls)
     place = id(cls)
-    _classes[place] = weakref.ref(cls, lambda _: _classes.pop(place, None)), found
+    forget = _classes.pop  # a local: the module may be gone first
+    _classes[place] = weakref.ref(cls, lambda _: forget(place, None)), found
     return found
 
 

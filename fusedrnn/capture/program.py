@@ -16,7 +16,8 @@ class Source(NamedTuple):
 
     Attributes:
         kind: "time" (0-d int32, of the loop_fn call), "finished" (``[B]`` bool, before the step), "inputs", "state", "loop_state" (a leaf of
-            that tree), "seed" (0-d int64, of the loop) or "tensor" (closed over).
+            that tree), "state array", "loop_state array" (the elements of a TensorArray leaf, stacked), "seed" (0-d int64, of the loop)
+            or "tensor" (closed over).
         place: of the leaf in its tree, or of the tensor among the closed-over ones.
     """
 
@@ -29,7 +30,7 @@ class Target(NamedTuple):
 
     Attributes:
         kind: "finished" (``[B]``, after the step), "inputs", "state", "emit", "loop_state" (a leaf, frozen and masked already),
-            "past" (0-d bool: an unfinished row looked past an end), or "index" and "value" of a write into a TensorArray.
+            "past" (``[B]`` bool: rows that looked past an end and are not finished), or "index" and "value" of a write into a TensorArray.
         place: of the leaf in its tree; of a write, its number.
     """
 

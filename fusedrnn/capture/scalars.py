@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from operator import is_
 from types import EllipsisType, NoneType, NotImplementedType
 from typing import Any
@@ -29,7 +29,7 @@ def scalar_key(value: Any) -> Any:
     return repr(value) if id(type(value)) in _WRITTEN_IDS else value
 
 
-def flat_key(values: Iterable[Any]) -> tuple[Any, ...] | None:
+def flat_key(values: Collection[Any]) -> tuple[Any, ...] | None:
     """The types and the values where all are scalars, else None. One entry in a key whatever the length."""
     types = tuple(map(type, values))
     kinds = set(map(id, types))

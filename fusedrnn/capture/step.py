@@ -91,6 +91,7 @@ class _Capture:
 
     def _fakes(self) -> list[torch.Tensor]:
         begun = self.begun
+        lengths = [self._size(7) for kind in ("state", "loop_state") for leaf in self._leaves(kind) if isinstance(leaf, TensorArray)]
         lifted = [self._lifted_shape(tensor) for tensor in self.tensors]
 
         def fake(kind: str, place: int, shape: Sequence[Any], like: Any) -> None:
@@ -102,12 +103,13 @@ class _Capture:
             self.sources.append(Source("time"))
             found.append(torch.empty((), dtype=torch.int32))
             fake("finished", 0, (self.batch,), begun.finished)
-            for kind, leaves in (("inputs", begun.inputs), ("state", begun.state), ("loop_state", begun.loop_state or [])):
-                for place, leaf in enumerate(leaves):
+            for kind in ("inputs", "state", "loop_state"):
+                for place, leaf in enumerate(self._leaves(kind)):
                     if isinstance(leaf, TensorArray):
+                        self._fake_content(f"{kind} array", place, leaf, lengths.pop(), found)
                         continue
                     by_rows = kind != "loop_state" and leaf.ndim
-                    shape = (self.batch, *leaf.shape[1:]) if by_rows else self._carried_shape(leaf)
+                    shape = (self.batch, *leaf.shape[1:]) if by_rows else self._carried_shape(leaf.shape)
                     fake(kind, place, shape, leaf)
             self.sources.append(Source("seed"))
             found.append(torch.empty((), dtype=torch.int64))
@@ -115,9 +117,20 @@ class _Capture:
                 fake("tensor", place, lifted[place], tensor)
         return found
 
-    def _carried_shape(self, leaf: torch.Tensor) -> list[Any]:
+    def _leaves(self, kind: str) -> list[Any]:
+        return {"inputs": self.begun.inputs, "state": self.begun.state, "loop_state": self.begun.loop_state or []}[kind]
+
+    def _fake_content(self, kind: str, place: int, array: TensorArray, length: Any, found: list[torch.Tensor]) -> None:
+        """The elements of a carried array, as many as there may be, where their dtype and shape are known."""
+        if array.dtype is None or array.element_shape is None or None in array.element_shape:
+            return
+        element = self._carried_shape([size for size in array.element_shape if size is not None])
+        self.sources.append(Source(kind, place))
+        found.append(torch.empty((length, *element), dtype=array.dtype, device=self.begun.device))
+
+    def _carried_shape(self, shape: Sequence[int]) -> list[Any]:
         """loop_state has no batch dimension to speak of; what has the batch's size first most likely is a row's."""
-        return [self.batch if not place and size == self.begun.batch else size for place, size in enumerate(leaf.shape)]
+        return [self.batch if not place and size == self.begun.batch else size for place, size in enumerate(shape)]
 
     def _lifted_shape(self, tensor: torch.Tensor) -> list[Any]:
         """The sizes of a closed-over tensor. The batch size and the number of steps stand first or second in what is no parameter: those are
@@ -146,13 +159,13 @@ class _Capture:
     ) -> list[torch.Tensor]:
         begun = self._symbolic_start()
         inputs = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in by_kind["inputs"].values()]
-        state = self._carried("state", begun.state, by_kind)
+        state = self._carried("state", mode, by_kind)
         seen = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in state]
         result = self.call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
         output, cell_state = contract.cell_results(result, 1)
         mode.who = "loop_fn"
         output, cell_state = (_guarded(tree, finished) for tree in (output, cell_state))
-        loop_state = None if begun.loop_state is None else self._carried("loop_state", begun.loop_state, by_kind)
+        loop_state = None if begun.loop_state is None else self._carried("loop_state", mode, by_kind)
         carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
         result = contract.asked(self.call, clock, output, cell_state, carried)
         step = contract.settled(self.call, begun, 1, finished, output, result)
@@ -182,7 +195,7 @@ class _Capture:
             late = torch.zeros_like(step.finished)
             for past in mode.past_end:
                 late = late | (past if past.shape == late.shape else past.any())
-            put("past", 0, (late & ~step.finished).any())
+            put("past", 0, late & ~step.finished)
         return outputs
 
     def _put_writes(self, put: Callable[[str, int, torch.Tensor], None], kind: str, place: int, before: Any, after: Any) -> None:
@@ -193,9 +206,12 @@ class _Capture:
             put("index", len(self.writes) - 1, index)
             put("value", len(self.writes) - 1, value)
 
-    def _carried(self, kind: str, leaves: Sequence[Any], by_kind: dict[str, dict[int, torch.Tensor]]) -> list[Any]:
-        traced = by_kind.get(kind, {})
-        return [TracedArray(leaf) if isinstance(leaf, TensorArray) else traced[place] for place, leaf in enumerate(leaves)]
+    def _carried(self, kind: str, mode: Tracing, by_kind: dict[str, dict[int, torch.Tensor]]) -> list[Any]:
+        traced, contents = by_kind.get(kind, {}), by_kind.get(f"{kind} array", {})
+        return [
+            TracedArray(leaf, contents.get(place), mode.looked_past) if isinstance(leaf, TensorArray) else traced[place]
+            for place, leaf in enumerate(self._leaves(kind))
+        ]
 
     def _symbolic_start(self) -> Start:
         """What time 0 settled, with the batch size as the symbol."""

@@ -94,7 +94,7 @@ class Tracing(TorchFunctionMode):
         self.conversion = None
         return result
 
-    def _looked_past(self, past: torch.Tensor) -> None:
+    def looked_past(self, past: torch.Tensor) -> None:
         for taken in self._taken:
             past = past & taken
         self.past_end.append(past)
@@ -115,7 +115,7 @@ class Tracing(TorchFunctionMode):
 
     def _element(self, x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
         """``x.select(dim, index)`` under the read rule, for a traced 0-d index."""
-        self._looked_past(index >= x.shape[dim])
+        self.looked_past(index >= x.shape[dim])
         return ops.read(x, index, dim)  # type: ignore[no-any-return]
 
     def _within(self, x: torch.Tensor, dim: int, index: Any, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:
@@ -124,10 +124,10 @@ class Tracing(TorchFunctionMode):
         if isinstance(index, torch.Tensor):
             past = index >= size
             along = past.movedim(batch_axis, 0) if batch_axis < past.ndim else past.reshape(1, -1)
-            self._looked_past(along.reshape(along.shape[0], -1).any(1) if past.numel() != 0 else past.any())
+            self.looked_past(along.reshape(along.shape[0], -1).any(1) if past.numel() != 0 else past.any())
             index = index.clamp(max=size - 1)
         elif index >= size:
-            self._looked_past(torch.ones((), dtype=torch.bool))
+            self.looked_past(torch.ones((), dtype=torch.bool))
             index = size - 1
         if size == 0:
             x, index = torch.cat([x, x.sum(dim, keepdim=True, dtype=x.dtype)], dim), index - index

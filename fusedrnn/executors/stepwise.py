@@ -30,7 +30,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         "seed": [torch.tensor(frame.seed, dtype=torch.int64) if program.draws else None],
         "tensor": [tensor.contiguous() for tensor in tensors],
     }
-    places = [(trees[source.kind], source.place) for source in program.sources]
+    places = [(trees[source.kind.removesuffix(" array")], source.place, source.kind.endswith(" array")) for source in program.sources]
     carried = [(trees[target.kind], target.place) if target.kind in _CARRIED else None for target in program.targets]
     emit = [place for place, target in enumerate(program.targets) if target.kind == "emit"]
     past = next((place for place, target in enumerate(program.targets) if target.kind == "past"), None)
@@ -41,15 +41,15 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     while len(emits) != call.max_steps and not bool(trees["finished"][0].all()):
         trees["time"][0] = contract.clock(len(emits) + 1)
         history.append(trees["finished"][0])
-        outputs = step(*[values[place] for values, place in places])
-        if past is not None and bool(outputs[past]):
+        outputs = step(*[values[place].stack() if stacked else values[place] for values, place, stacked in places])
+        if past is not None and bool(outputs[past].any()):
             return reference.run(call, frame, begun)  # which says who looked where
         for value, slot in zip(outputs, carried, strict=True):
             if slot is not None:
                 slot[0][slot[1]] = value
         for write, place in zip(program.writes, written, strict=True):
             values = trees[write.kind]
-            values[write.place] = values[write.place].write(outputs[place], outputs[place + 1])
+            values[write.place] = values[write.place].write(int(outputs[place]), outputs[place + 1])
         emits.append([outputs[place] for place in emit])
 
     @cache

@@ -1,0 +1,70 @@
+"""Step graphs as passes see them. In: a graph whose nodes know their sizes; out: new nodes that know theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Node
+
+Pass = Callable[[Graph], int]  # rewrites a graph in place; how many places it changed
+
+aten = torch.ops.aten
+
+
+def value(node: Any) -> Any:
+    """What a node makes: a tensor without data, whose sizes may be symbols; of a number the number itself."""
+    return node.meta["val"] if isinstance(node, Node) else node
+
+
+def fake_mode(graph: Graph) -> FakeTensorMode:
+    """The mode that the graph's tensors without data belong to."""
+    return next(value(node).fake_mode for node in graph.nodes if isinstance(node.meta.get("val"), torch._subclasses.FakeTensor))
+
+
+def call(graph: Graph, target: Any, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
+    """A new node at the graph's insertion point; ``like`` is the node whose place in the user's code it shares."""
+    node = graph.call_function(target, args, kwargs)
+    fakes, fake_kwargs = pytree.tree_map_only(Node, value, (args, kwargs))
+    with fake_mode(graph):
+        node.meta["val"] = target(*fakes, **fake_kwargs)
+    if like is not None and "stack_trace" in like.meta:
+        node.meta["stack_trace"] = like.meta["stack_trace"]
+    return node
+
+
+def replace(node: Node, by: Any) -> None:
+    """Use ``by`` wherever ``node`` was used, and drop the node."""
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def location(node: Node) -> str | None:
+    """``file:line`` of the user's code that a node comes from."""
+    return node.meta.get("stack_trace")
+
+
+def show(graph: Graph) -> str:
+    """The graph as text, a node a line, with dtypes and sizes: for reading between two passes."""
+    lines = []
+    for node in graph.nodes:
+        if node.op == "output":
+            lines.append(f"return {', '.join(map(str, pytree.tree_leaves(node.args[0])))}")
+            continue
+        made = value(node) if "val" in node.meta else None
+        kind = (
+            f"{str(made.dtype).removeprefix('torch.')}{[str(size) for size in made.shape]}".replace("'", "")
+            if isinstance(made, torch.Tensor)
+            else made
+        )
+        if node.op == "placeholder":
+            lines.append(f"{node.name}: {kind}")
+        else:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+            lines.append(
+                f"{node.name}: {kind} = {name}({', '.join(map(str, [*node.args, *[f'{k}={v}' for k, v in node.kwargs.items()]]))})"
+            )
+    return "\n".join(lines)
