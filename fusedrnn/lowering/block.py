@@ -67,7 +67,7 @@ class Block:
         if count(dims) == "1":
             self.line(f"{kind} {name}_[1]; {kind}* const {name} = {name}_;")
         else:
-            self.line(f"{kind}* const __restrict {name} = ({kind}*)(arena + at[{len(self.arena)}]);")
+            self.line(f"{kind}* const __restrict {name} = ({kind}*)(arena + at{len(self.arena)});")
             self.arena.append(f"({count(dims)}) * (int64_t)sizeof({kind})")
         return name
 

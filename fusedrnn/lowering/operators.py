@@ -111,6 +111,12 @@ def row_shape(node: Any, rows: Rows | None) -> list[Any]:
     return sizes[: rows.dim] + [rows.inner] + sizes[rows.dim + 1 :]
 
 
+# Readers that ask for each element of their operands once, though their result has another size.
+ONE_PASS = {
+    aten.sum.default, aten.sum.dim_IntList, aten.prod.default, aten.prod.dim_int, aten.mean.default, aten.mean.dim,
+    aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims, aten.cumsum.default, aten.cat.default,
+    aten.slice.Tensor, aten.select.int,
+}  # fmt: skip
 Rule = Callable[[Lowering], Value]
 RULES: dict[Any, Rule] = {}
 

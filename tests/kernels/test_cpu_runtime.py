@@ -204,7 +204,19 @@ def truth(name, x):
 
 WIDE = np.concatenate([s * np.logspace(-37, 38, 200_001, dtype=np.float64) for s in (1, -1)]).astype(np.float32)
 NEAR = np.linspace(-110, 110, 400_001).astype(np.float32)
-BOUNDS = {"exp": 2, "log": 2, "tanh": 2, "sigmoid": 2, "erf": 4, "expm1": 2, "log1p": 2, "sin": 2, "cos": 2, "sqrt": 0.51, "rsqrt": 1.1}
+BOUNDS = {
+    "exp": 1,
+    "log": 1,
+    "log1p": 1,
+    "expm1": 1.5,
+    "erf": 1.5,
+    "sin": 1.6,
+    "cos": 1.6,
+    "tanh": 2.1,
+    "sigmoid": 2.3,
+    "sqrt": 0.5,
+    "rsqrt": 1.5,
+}
 
 
 @pytest.mark.parametrize("name", UNARY)
@@ -218,7 +230,8 @@ def test_math_against_double(lib, name):
         rounded = want.astype(np.float32)
     finite = np.isfinite(rounded) & (np.abs(want) > 1e-37)
     ulp = np.abs(got[finite] - want[finite]) / np.spacing(np.abs(rounded[finite])).astype(np.float64)
-    assert ulp.max() <= BOUNDS[name], f"{name}: {ulp.max():.2f} ulp at {x[finite][ulp.argmax()]!r}"
+    slack = 1 if "fma" in build._processor() or build.platform.machine() == "arm64" else 2
+    assert ulp.max() <= slack * BOUNDS[name], f"{name}: {ulp.max():.2f} ulp at {x[finite][ulp.argmax()]!r}"
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     infinite = np.isinf(rounded)
     np.testing.assert_array_equal(got[infinite], rounded[infinite])
