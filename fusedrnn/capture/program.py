@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import sympy
 import torch
 
 from ..contract import Leaf, Port
@@ -59,7 +60,8 @@ class Program:
         keeps_loop_state: loop_fn returns None for it after time 0: the previous value stays.
         draws: random draws are made with the loop's seed.
         fits: whether the program holds for a batch size and the closed-over tensors.
-        batch_is_fixed: it holds for one batch size only.
+        batch: the batch size in the graph's sizes: a symbol, or the number that it was fixed to.
+        symbols: where to find the other symbols of the graph's sizes: the place of a closed-over tensor and its dimension.
     """
 
     module: torch.fx.GraphModule
@@ -72,7 +74,8 @@ class Program:
     emit_port: Port
     keeps_loop_state: bool
     fits: Callable[[int, Sequence[torch.Tensor]], bool]
-    batch_is_fixed: bool
+    batch: sympy.Expr
+    symbols: dict[str, tuple[int, int]]
     plans: dict[str, Any] = field(default_factory=dict)  # what executors have made of it, by their names
 
     @property

@@ -18,8 +18,11 @@ def expression(size: Any) -> sympy.Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def fits(shape_env: ShapeEnv, batch: Any, lifted: Sequence[tuple[int, torch.Tensor]]) -> tuple[Fits, bool]:
-    """The check, and whether it admits one batch size only.
+def fits(
+    shape_env: ShapeEnv, batch: Any, lifted: Sequence[tuple[int, torch.Tensor]]
+) -> tuple[Fits, sympy.Expr, dict[str, tuple[int, int]]]:
+    """The check; the batch size as an expression, a number where only that one is admitted; and where to find the other symbols: the
+    place of a closed-over tensor and its dimension.
 
     Args:
         batch: the batch size of the tracing.
@@ -53,7 +56,13 @@ def fits(shape_env: ShapeEnv, batch: Any, lifted: Sequence[tuple[int, torch.Tens
     body = "\n    ".join([*lines, f"return {' and '.join(checks)}"])
     scope: dict[str, Any] = {"math": __import__("math")}
     exec(f"def holds(batch, tensors):\n    {body}\n", scope)
-    return scope["holds"], not isinstance(shape_env.simplify(expression(batch)), sympy.Symbol)
+    places = {str(symbol): _place(name) for symbol, name in bound.items() if name != "batch"}
+    return scope["holds"], shape_env.simplify(expression(batch)), places
+
+
+def _place(name: str) -> tuple[int, int]:
+    tensor, dim = name.removeprefix("t").split("_")
+    return int(tensor), int(dim)
 
 
 def _printed(printer: PythonPrinter, expr: sympy.Expr, bound: dict[sympy.Symbol, str]) -> str:

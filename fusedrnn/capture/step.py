@@ -75,11 +75,11 @@ class _Capture:
         self._refuse_leftovers(module)
         lifted = [(source.place, fake) for source, fake in zip(self.sources, fakes, strict=True) if source.kind == "tensor"]
         used = self._without_unused(module)
-        holds, fixed = fits(self.shape_env, self.batch, lifted)
+        holds, batch, symbols = fits(self.shape_env, self.batch, lifted)
         assert self.emit_port is not None
         return Program(
             module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
-            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, fixed,
+            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
         )  # fmt: skip
 
     def _size(self, size: int) -> Any:
@@ -250,7 +250,7 @@ class _Capture:
         module.graph.eliminate_dead_code()
         used = []
         for node, source in zip([node for node in module.graph.nodes if node.op == "placeholder"], self.sources, strict=True):
-            if node.users:
+            if node.users or source.kind in ("inputs", "state", "loop_state"):  # a leaf that is only written still has a last value
                 used.append(source)
             else:
                 module.graph.erase_node(node)

@@ -14,11 +14,11 @@ from ..capture.refusal import NotCapturable
 from ..contract import Call
 from ..errors import PlanError
 from ..result import Result
-from . import reference, stepwise
+from . import native, reference, stepwise
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
-_BUILT = ("reference", "stepwise")
+_BUILT = ("reference", "stepwise", "native")
 _NOT_BUILT = "this version has no {} executor; use backend='reference' or 'auto'"
 
 
@@ -73,7 +73,10 @@ def execute(backend: str, call: Call) -> Result:
             frame.past_end.clear()
             reference.run(Call(call.cell, call.loop_fn, max_steps=1), frame, begun)  # raises what is wrong with the program itself
             raise PlanError(f"the step cannot be traced: {type(error).__name__}: {error}") from error
-        return stepwise.run(call, frame, begun, program, tensors)
+        try:
+            return (native if backend == "native" else stepwise).run(call, frame, begun, program, tensors)
+        except NotCapturable as refused:
+            raise PlanError(refused.reason, refused.location) from refused
 
 
 def _swapped(call: Call) -> AbstractContextManager[Any]:

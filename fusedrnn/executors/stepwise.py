@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,39 @@ from .outcome import outcome
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
     """Run the captured step until all rows are finished. On the CPU the finished flags are looked at after every step."""
+    taken = steps(call, frame, begun, program, tensors)
+    if taken is None:
+        return reference.run(call, frame, begun)  # which says who looked where
+
+    @cache
+    def lengths() -> torch.Tensor:
+        return torch.stack(taken.history).logical_not().sum(0, dtype=torch.int32)
+
+    emit = [place for place, target in enumerate(program.targets) if target.kind == "emit"]
+    emits = [[outputs[place] for place in emit] for outputs in taken.outputs]
+    return outcome(
+        call, begun, program.emits(begun.batch), emits, lengths if emits else None, taken.trees["finished"][0], taken.trees["state"],
+        None if begun.loop_state is None else taken.trees["loop_state"],
+    )  # fmt: skip
+
+
+@dataclass
+class Steps:
+    """What the steps of a loop made.
+
+    Attributes:
+        outputs: of each step, in the order of the program's targets.
+        history: the finished flags before each step.
+        trees: the leaves at the end, by the kind of their source.
+    """
+
+    outputs: list[Sequence[torch.Tensor]]
+    history: list[torch.Tensor]
+    trees: dict[str, list[Any]]
+
+
+def steps(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Steps | None:
+    """All steps of a loop; None where a row that is not finished looked past an end."""
     step = _step(program)
     trees: dict[str, list[Any]] = {
         "time": [None],
@@ -27,39 +61,28 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         "inputs": list(begun.inputs),
         "state": list(begun.state),
         "loop_state": list(begun.loop_state or []),
-        "seed": [torch.tensor(frame.seed, dtype=torch.int64) if program.draws else None],
+        "seed": [torch.as_tensor(frame.seed, dtype=torch.int64) if program.draws else None],
         "tensor": [tensor.contiguous() for tensor in tensors],
     }
     places = [(trees[source.kind.removesuffix(" array")], source.place, source.kind.endswith(" array")) for source in program.sources]
     carried = [(trees[target.kind], target.place) if target.kind in _CARRIED else None for target in program.targets]
-    emit = [place for place, target in enumerate(program.targets) if target.kind == "emit"]
     past = next((place for place, target in enumerate(program.targets) if target.kind == "past"), None)
     written = [place for place, target in enumerate(program.targets) if target.kind == "index"]
-
-    emits: list[list[torch.Tensor]] = []
-    history: list[torch.Tensor] = []
-    while len(emits) != call.max_steps and not bool(trees["finished"][0].all()):
-        trees["time"][0] = contract.clock(len(emits) + 1)
-        history.append(trees["finished"][0])
+    taken = Steps([], [], trees)
+    while len(taken.outputs) != call.max_steps and not bool(trees["finished"][0].all()):
+        trees["time"][0] = contract.clock(len(taken.outputs) + 1)
+        taken.history.append(trees["finished"][0])
         outputs = step(*[values[place].stack() if stacked else values[place] for values, place, stacked in places])
         if past is not None and bool(outputs[past].any()):
-            return reference.run(call, frame, begun)  # which says who looked where
+            return None
         for value, slot in zip(outputs, carried, strict=True):
             if slot is not None:
                 slot[0][slot[1]] = value
         for write, place in zip(program.writes, written, strict=True):
             values = trees[write.kind]
             values[write.place] = values[write.place].write(int(outputs[place]), outputs[place + 1])
-        emits.append([outputs[place] for place in emit])
-
-    @cache
-    def lengths() -> torch.Tensor:
-        return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
-
-    loop_state = None if begun.loop_state is None else trees["loop_state"]
-    return outcome(
-        call, begun, program.emits(begun.batch), emits, lengths if emits else None, trees["finished"][0], trees["state"], loop_state
-    )
+        taken.outputs.append(outputs)
+    return taken
 
 
 _CARRIED = ("finished", "inputs", "state", "loop_state")

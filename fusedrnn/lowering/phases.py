@@ -296,11 +296,12 @@ class _Writer:
             "    int64_t* const fault = &s.fault;",
             "    (void)at_t, (void)fault, (void)arena, (void)r0, (void)r1;",
         ]
+        head.append("@LOCALS@")
         offset = "0"
         for place, size in enumerate(arena):
             head.append(f"    const int64_t at{place} = {offset};")
             offset = f"at{place} + frnn::rounded_up({size})"
-        return "\n".join([*head, "@LOCALS@", *body, "}"])
+        return "\n".join([*head, *body, "}"])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

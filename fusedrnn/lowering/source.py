@@ -69,7 +69,9 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     Raises:
         Unlowered: an operator has no rule.
     """
-    module = decomposed(_copy(program.module.graph), program.module)
+    graph = _copy(program.module.graph)
+    simplify(graph)
+    module = decomposed(graph, program.module)
     simplify(module.graph)
     locality, mixes = _locality(program, module.graph, batch)
     retires = locality is not None and _may_retire(program, module.graph, locality)

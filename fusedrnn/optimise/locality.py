@@ -149,7 +149,10 @@ def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
 
 
 def _like_first(self: Locality, node: Node) -> Rows | None:
-    return self.of(_operand(node))
+    rows = self.of(_operand(node))
+    if rows is not None and (rows.dim != 0 or rows.inner != 1):
+        raise Mixes(node, "has its batch elsewhere than first")
+    return rows
 
 
 def _reduction(dim_at: int = 1, keepdim_at: int = 2) -> Callable[[Locality, Node], Rows | None]:
@@ -390,7 +393,7 @@ _POINTWISE = {
     aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.fill.Scalar, aten.fill.Tensor, aten.copy.default,
-    aten.empty_like.default, ops.quiet, ops.guard, torch.ops.prims.convert_element_type.default,
+    aten.empty_like.default, torch.ops.prims.convert_element_type.default,
 }  # fmt: skip
 
 _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
@@ -414,5 +417,5 @@ _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
     aten.embedding.default: _embedding, aten.index_select.default: _index_select,
     aten.index.Tensor: _index, aten.index_put.default: _index_put,
     **dict.fromkeys([aten.arange.default, aten.arange.start, aten.arange.start_step], _arange),
-    ops.draw: _like_first,
+    **dict.fromkeys([ops.draw, ops.quiet, ops.guard], _like_first),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sizes and layouts in rewrites. In: sizes that may be symbols; out: the same compared without a guard, as nodes, and kept true downstream."""
+"""Sizes and layouts in rewrites. In: sizes that may be symbols; out: the same as nodes, compared without a guard, kept true."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch.fx import Graph, Node
@@ -22,7 +21,7 @@ VIEWS = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 LAYOUT_READERS = {aten.as_strided.default, aten.view.dtype, aten.view_as_real.default, aten.view_as_complex.default}
 
 
-class Unsized(LookupError):
+class UnknownSizeError(LookupError):
     """A size that no node at hand tells."""
 
 
@@ -51,23 +50,25 @@ def size(graph: Graph, length: Any, near: Iterable[Node] = ()) -> int | Node:
         near: nodes before the insertion point that may have the size.
 
     Raises:
-        Unsized: neither they nor the placeholders have it, nor what it is a sum or product of.
+        UnknownSizeError: neither they nor the placeholders have it, nor what it is a sum or product of.
     """
     number = static(length)
     if number is not None:
         return number
     wanted = expression(length)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in [*near, *placeholders]:
+    near, placeholders = list(near), [node for node in graph.nodes if node.op == "placeholder"]
+    for node in near:
         made = node.meta.get("val")
         if isinstance(made, torch.SymInt) and expression(made) == wanted:
             return node
+    for node in [*placeholders, *near]:  # first those that are there anyway
+        made = node.meta.get("val")
         for dim, other in enumerate(made.shape if isinstance(made, torch.Tensor) else ()):
             if expression(other) == wanted:
                 return call(graph, aten.sym_size.int, node, dim)
-    combine = {sympy.Mul: operator.mul, sympy.Add: operator.add}.get(type(wanted))
+    combine = operator.mul if wanted.is_Mul else operator.add if wanted.is_Add else None
     if combine is None:
-        raise Unsized(str(wanted))
+        raise UnknownSizeError(str(wanted))
     parts = [int(part) if part.is_number else length.node.shape_env.create_symintnode(part, hint=None) for part in wanted.args]
     result = size(graph, parts[0], near)
     for part in parts[1:]:
@@ -111,7 +112,10 @@ def flattened(graph: Graph, x: Node, like: Node) -> Node:
 
 def transposed(graph: Graph, x: Node, like: Node) -> Node:
     """The transpose of a matrix: of a transpose what it was made of."""
-    return x.args[0] if x.target is aten.t.default else call(graph, aten.t.default, x, like=like)  # type: ignore[return-value]
+    if x.target is not aten.t.default:
+        return call(graph, aten.t.default, x, like=like)
+    source: Any = x.args[0]
+    return source  # type: ignore[no-any-return]
 
 
 def filled(node: Node, constant: Any) -> Node:
@@ -198,7 +202,7 @@ def _first(rules: Sequence[Rule], node: Node, keeps_layout: bool) -> Node | None
         try:
             with graph.inserting_before(node):
                 by: Node | None = rule(node)
-        except Unsized:
+        except UnknownSizeError:
             by = None
         if by is not None and not (keeps_layout and not _same_layout(value(node), value(by))):
             return by

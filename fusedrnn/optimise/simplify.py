@@ -80,7 +80,9 @@ def _reshape_of_reshape(node: Node) -> Node | None:
     source = _operand(inner)
     if same(shape(source), shape(node)):
         return source
-    return viewed(node.graph, source, sizes(node.graph, shape(node), [source, *node.all_input_nodes]), node) if node.target in VIEWS else None
+    if node.target not in VIEWS:
+        return None
+    return viewed(node.graph, source, sizes(node.graph, shape(node), [source, *node.all_input_nodes]), node)
 
 
 def _order(node: Node) -> list[int] | None:
@@ -90,7 +92,8 @@ def _order(node: Node) -> list[int] | None:
     rank = len(shape(node))
     order = list(range(rank))
     if node.target is aten.permute.default:
-        return [dim % rank for dim in node.args[1]]  # type: ignore[operator, union-attr]
+        dims: Any = node.args[1]
+        return [dim % rank for dim in dims]
     if rank:
         one, other = node.args[1:3] if node.target is aten.transpose.int else (0, rank - 1)
         order[one], order[other] = order[other], order[one]  # type: ignore[index]
@@ -202,8 +205,8 @@ def slices_of_splits(graph: Graph) -> int:
 
 
 _SPLITS = (
-    aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unsafe_split.Tensor, aten.unsafe_chunk.default,
-    aten.unsafe_split_with_sizes.default, aten.tensor_split.sections, aten.tensor_split.indices,
+    aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default, aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default, aten.unsafe_chunk.default, aten.tensor_split.sections, aten.tensor_split.indices,
 )  # fmt: skip
 
 
@@ -270,7 +273,8 @@ def _constant(node: Node, known: Known) -> torch.Tensor | None:
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         arguments, keywords = pytree.tree_map_only(Node, known.__getitem__, (node.args, node.kwargs))
         return node.target(*arguments, **keywords)  # type: ignore[no-any-return, operator]
-    empty_is = {aten.any.default: False, aten.any.dim: False, aten.all.default: True, aten.all.dim: True}.get(node.target)
+    reductions: dict[Any, bool] = {aten.any.default: False, aten.any.dim: False, aten.all.default: True, aten.all.dim: True}
+    empty_is = reductions.get(node.target)
     truth = bool(known[operands[0]])
     return torch.tensor(truth) if empty_is is truth else None  # of no elements it is that as well
 

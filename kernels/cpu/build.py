@@ -30,6 +30,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
     "-fno-semantic-interposition",
+    "-fopenmp-simd",  # reductions may change the order of their sums; no OpenMP library
     "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64", "ppc64le") else "-march=native",
 )
 
@@ -151,7 +152,8 @@ def _run(command: str, source: Path, library: Path) -> None:
 
 def _key(source: str, command: str) -> str:
     digest = hashlib.sha256()
-    for part in (source, (HERE / "runtime.h").read_text(), _version(command), shlex.join(FLAGS), _processor()):
+    headers = [path.read_text() for path in sorted(HERE.glob("*.h"))]
+    for part in (source, *headers, _version(command), shlex.join(FLAGS), _processor()):
         digest.update(f"{len(part)}\n{part}\n".encode())
     return digest.hexdigest()
 

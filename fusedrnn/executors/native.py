@@ -1,0 +1,369 @@
+"""The native executor: the whole loop as one call of compiled C++. In: a call and its program; out: a `Result`."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..capture.program import Program
+from ..capture.refusal import NotCapturable
+from ..contract import Call, Start
+from ..frames import Frame
+from ..kernels.cpu import build
+from ..lowering.operators import Unlowered
+from ..lowering.source import LoopSource, loop_source
+from ..optimise.graph import value
+from ..result import Result
+from ..tensor_array import TensorArray
+from . import native_autograd, reference, stepwise
+from .outcome import outcome
+
+_FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; then twice as many, and so on
+_ROWS_EACH = 8  # rows that a thread of its own is worth having for
+_MOST_GROUPS = 64  # as many as the C++ has room for
+_ENDLESS = 2**31 - 2  # times are int32
+_PATIENCE = 2.0  # seconds of compiling before a line says so
+
+
+@dataclass
+class _Given:
+    """A tensor that the loop reads: how to make it of the closed-over ones, and what was made last."""
+
+    entry: str
+    make: Callable[[Sequence[torch.Tensor | None]], torch.Tensor]
+    needs: list[int]
+    needs_seed: bool
+    is_weight: bool
+    known: tuple[Any, ...] | None = None
+    made: torch.Tensor | None = None
+    raw: int | None = None  # the place of the tensor itself, where it is taken as it is
+
+
+@dataclass
+class Native:
+    """A program, compiled.
+
+    Attributes:
+        source: the C++.
+        seconds: that compiling took, 0 where it was found on disk.
+    """
+
+    source: LoopSource
+    library: ctypes.CDLL
+    given: list[_Given]
+    seconds: float
+    slot: dict[str, int] = field(default_factory=dict)
+
+
+def compiled(program: Program) -> Native:
+    """The program's compiled loop, made when first asked for.
+
+    Raises:
+        NotCapturable: an operator that the lowering does not know, or no compiler.
+    """
+    made = program.plans.get("native")
+    if made is None:
+        try:
+            made = _compile(program)
+        except Unlowered as unlowered:
+            made = NotCapturable(f"{unlowered.reason}; use backend='stepwise' or 'auto'", unlowered.location)
+        except build.CompileError as error:
+            made = NotCapturable(str(error))
+        program.plans["native"] = made
+    if isinstance(made, NotCapturable):
+        raise NotCapturable(made.reason, made.location)
+    native: Native = made
+    return native
+
+
+def _compile(program: Program) -> Native:
+    source = loop_source(program, program.batch)
+    began = time.perf_counter()
+    done = threading.Event()
+
+    def tell() -> None:
+        if not done.wait(_PATIENCE):
+            print("fusedrnn: compiling a loop (kept on disk for the next time) ...", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        library = build.load(source.text, name="loop")
+    finally:
+        done.set()
+    library.run.argtypes, library.run.restype = [ctypes.c_void_p], ctypes.c_int64
+    given = [_given(program, source, node, entry, weight=False) for node, entry in source.before.items()]
+    given += [_given(program, source, node, entry, weight=True) for node, entry in source.weights.items()]
+    slots = {name: place for place, name in enumerate(source.slots)}
+    return Native(source, library, given, time.perf_counter() - began, slots)
+
+
+def _given(program: Program, source: LoopSource, node: Node, entry: str, *, weight: bool) -> _Given:
+    graph = source.module.graph
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    source_of = dict(zip(placeholders, program.sources, strict=True))
+    part = Graph()
+    copies: dict[Node, Node] = {}
+    needed: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        found = waiting.pop()
+        if found not in needed:
+            needed.add(found)
+            waiting.extend(found.all_input_nodes)
+    arguments = []
+    for found in graph.nodes:
+        if found in needed:
+            copies[found] = part.node_copy(found, copies.__getitem__)
+            if found.op == "placeholder":
+                arguments.append(source_of[found])
+    part.output(copies[node])
+    module = torch.fx.GraphModule(source.module, part)
+    places = [-1 if argument.kind == "seed" else argument.place for argument in arguments]
+
+    def make(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        made: torch.Tensor = module(*[tensors[place] for place in places])
+        return made
+
+    raw = places[0] if node.op == "placeholder" and places[0] >= 0 else None
+    return _Given(entry, make, [place for place in places if place >= 0], -1 in places, weight, raw=raw)
+
+
+def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    """Run the loop in C++. Its backward runs it once more, step by step, and differentiates that.
+
+    Raises:
+        NotCapturable: it cannot be compiled.
+    """
+    native = compiled(program)
+    loop = _Loop(call, frame, begun, program, tensors)
+    sources = loop.differentiable()
+    if not torch.is_grad_enabled() or not any(source.requires_grad for source in sources):
+        ended = loop.run(native)
+    else:
+        ended = loop.run_with_gradients(native, sources)
+    if ended is None:
+        return reference.run(call, frame, begun)  # which says who looked where
+    return outcome(
+        call, begun, program.emits(begun.batch), lambda place: ended.made["emit", place], lambda: ended.lengths, ended.finished,
+        ended.tree("state"), None if begun.loop_state is None else ended.tree("loop_state"),
+    )  # fmt: skip
+
+
+@dataclass
+class _End:
+    """What a loop leaves.
+
+    Attributes:
+        made: by target: all steps of each emit and write.
+        leaves: the final leaves of the state and of loop_state, arrays as they were at the start.
+        writes: the program's writes.
+    """
+
+    steps: int
+    made: dict[tuple[str, int], torch.Tensor]
+    leaves: dict[str, list[Any]]
+    writes: Sequence[Any]
+    lengths: torch.Tensor
+    finished: torch.Tensor
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.made.values(), *[leaf for tree in self.leaves.values() for leaf in tree if isinstance(leaf, torch.Tensor)]]
+
+    def replaced(self, tensors: Sequence[torch.Tensor]) -> _End:
+        """The same with other tensors, in the order of `tensors`."""
+        given = iter(tensors)
+        made = {key: next(given) for key in self.made}
+        leaves = {kind: [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in tree] for kind, tree in self.leaves.items()}
+        return _End(self.steps, made, leaves, self.writes, self.lengths, self.finished)
+
+    def tree(self, kind: str) -> list[Any]:
+        """The final leaves of a tree, with what was written to its arrays."""
+        leaves = list(self.leaves[kind])
+        for place, write in enumerate(self.writes):
+            if write.kind == kind:
+                leaves[write.place] = _written(leaves[write.place], self.made["index", place], self.made["value", place])
+        return leaves
+
+
+class _Loop:
+    """One call: its tensors on their way into C++ and back."""
+
+    def __init__(self, call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> None:
+        self.call, self.frame, self.begun, self.program, self.tensors = call, frame, begun, program, tensors
+
+    def differentiable(self) -> list[torch.Tensor]:
+        """All tensors that a result may depend on."""
+        begun = self.begun
+        carried = [*begun.inputs, *begun.state, *(begun.loop_state or [])]
+        used = [self.tensors[place] for place in self.program.tensors]
+        return [leaf for leaf in (*carried, *used) if isinstance(leaf, torch.Tensor)]
+
+    def run_with_gradients(self, native: Native, sources: list[torch.Tensor]) -> _End | None:
+        ended: list[_End | None] = []
+
+        def forward() -> list[torch.Tensor]:
+            ended.append(self.run(native))
+            return [] if ended[0] is None else ended[0].tensors()
+
+        results = native_autograd.differentiable(sources, forward, self._again)
+        return None if ended[0] is None else ended[0].replaced(results)
+
+    def _again(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results once more with autograd, from other sources."""
+        given = iter(sources)
+        begun = self.begun
+        trees = {
+            name: [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves or []]
+            for name, leaves in (("inputs", begun.inputs), ("state", begun.state), ("loop_state", begun.loop_state))
+        }
+        tensors = list(self.tensors)
+        for place in self.program.tensors:
+            tensors[place] = next(given)
+        begun = replace(begun, inputs=trees["inputs"], state=trees["state"], loop_state=trees["loop_state"] or begun.loop_state)
+        steps = stepwise.steps(self.call, self.frame, begun, self.program, tensors)
+        made = {}
+        for place, target in enumerate(self.program.targets):
+            if target.kind in ("emit", "index", "value"):
+                made[target.kind, target.place] = torch.stack([outputs[place] for outputs in steps.outputs])
+        ordered = [made[key] for key in self._made_keys()]
+        leaves = [leaf for kind in ("state", "loop_state") for leaf in steps.trees[kind] if isinstance(leaf, torch.Tensor)]
+        return [*ordered, *leaves]
+
+    def _made_keys(self) -> list[tuple[str, int]]:
+        native: Native = self.program.plans["native"]
+        return [(target.kind, target.place) for target, _ in native.source.emits]
+
+    def run(self, native: Native) -> _End | None:
+        """The loop; None where a row looked where there is nothing."""
+        call, begun, program, tensors = self.call, self.begun, self.program, self.tensors
+        source, slot = native.source, native.slot
+        entries = (ctypes.c_int64 * len(slot))()
+        alive: list[torch.Tensor] = []  # what the entries point to
+
+        def point(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            tensor = tensor.detach().contiguous()
+            alive.append(tensor)
+            entries[slot[name]] = tensor.data_ptr()
+            return tensor
+
+        seed = torch.tensor(self.frame.seed, dtype=torch.int64) if program.draws else None
+        for given in native.given:
+            point(given.entry, _bound(native, given, tensors, seed))
+        for name in source.symbols:
+            place = program.symbols.get(name)
+            entries[slot[name]] = begun.batch if place is None else tensors[place[0]].shape[place[1]]
+
+        leaves = {"finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
+        final: dict[tuple[str, int], torch.Tensor] = {}
+        for carried, init, last in source.carried:
+            leaf = point(init, leaves[carried.kind][carried.place])
+            final[carried.kind, carried.place] = point(last, torch.empty_like(leaf))
+        finished = point("finished", torch.empty(begun.batch, dtype=torch.bool))
+        lengths = point("lengths", torch.empty(begun.batch, dtype=torch.int32))
+        point("init_fin", begun.finished)
+
+        limit = _ENDLESS if call.max_steps is None else call.max_steps
+        bound = min(limit, _bound_of_steps(program, source, tensors, limit))
+        room = bound if bound < _ENDLESS else _FIRST_ROOM
+        threads = torch.get_num_threads()
+        groups = min(threads, _MOST_GROUPS, begun.batch // _ROWS_EACH) if source.retires else 1
+        entries[slot["B"]], entries[slot["limit"]] = begun.batch, limit
+        entries[slot["threads"]], entries[slot["groups"]] = threads, max(groups, 1)
+
+        pieces: list[list[torch.Tensor]] = []
+        base = 0
+        while True:
+            entries[slot["base"]], entries[slot["capacity"]] = base, room
+            pieces.append([self._room(source, target, room) for target, _ in source.emits])
+            for (_, name), piece in zip(source.emits, pieces[-1], strict=True):
+                entries[slot[name]] = piece.data_ptr()
+            status = native.library.run(ctypes.addressof(entries))
+            if status != 1:
+                break
+            base += room
+            room = min(2 * room, limit - base)
+        if status == 2:
+            return None
+        steps = entries[slot["steps"]]
+        made = {
+            (target.kind, target.place): (torch.cat([piece[place] for piece in pieces]) if len(pieces) > 1 else pieces[0][place])[:steps]
+            for place, (target, _) in enumerate(source.emits)
+        }
+        trees = {kind: [final.get((kind, place), leaf) for place, leaf in enumerate(leaves[kind])] for kind in ("state", "loop_state")}
+        return _End(steps, made, trees, program.writes, lengths, finished)
+
+    def _room(self, source: LoopSource, target: Any, steps: int) -> torch.Tensor:
+        """Memory for so many steps of an emit or a write."""
+        made = value(dict(zip(self.program.targets, _outputs(source), strict=True))[target])
+        shape = [_number(size, self.program, self.begun.batch, self.tensors) for size in made.shape]
+        return torch.empty((steps, *shape), dtype=torch.int64 if target.kind == "index" else made.dtype)
+
+
+def _bound(native: Native, given: _Given, tensors: Sequence[torch.Tensor], seed: torch.Tensor | None) -> torch.Tensor:
+    """The tensor that an entry points to: as it is, or made anew where one of the tensors that it is made of has changed."""
+    if given.raw is not None and not given.is_weight:
+        return tensors[given.raw]
+    key = None if given.needs_seed else tuple(_version(tensors[place]) for place in given.needs)
+    if key is not None and key == given.known and given.made is not None and None not in key:
+        return given.made
+    with torch.no_grad():
+        made = given.make([*[tensor.detach() for tensor in tensors], seed]).detach()
+        if given.is_weight:
+            made = _packed(native.library, made)
+    given.known, given.made = key, made
+    return made
+
+
+def _version(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Equal while a tensor has not changed; None where it cannot tell."""
+    if tensor.is_inference():
+        return None
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()
+
+
+def _packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        weight = weight.float()
+    kind = "double" if weight.dtype == torch.float64 else "float"
+    inner, columns = weight.shape
+    size = getattr(library, f"packed_size_{kind}")
+    size.argtypes, size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    pack = getattr(library, f"pack_{kind}")
+    pack.argtypes, pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p], None
+    made = torch.empty(size(inner, columns), dtype=weight.dtype)  # torch's memory is 64-byte aligned
+    pack(weight.data_ptr(), *weight.stride(), inner, columns, made.data_ptr())
+    return made
+
+
+def _outputs(source: LoopSource) -> list[Any]:
+    return list(next(node for node in reversed(source.module.graph.nodes) if node.op == "output").args[0])
+
+
+def _number(size: Any, program: Program, batch: int, tensors: Sequence[torch.Tensor]) -> int:
+    if isinstance(size, int):
+        return size
+    expr = size.node.expr
+    values = {}
+    for symbol in expr.free_symbols:
+        place = program.symbols.get(str(symbol))
+        values[symbol] = batch if place is None else tensors[place[0]].shape[place[1]]
+    return int(expr.xreplace(values))
+
+
+def _bound_of_steps(program: Program, source: LoopSource, tensors: Sequence[torch.Tensor], limit: int) -> int:
+    return limit
+
+
+def _written(array: TensorArray, indices: torch.Tensor, elements: torch.Tensor) -> TensorArray:
+    """The array with every step's write."""
+    for index, element in zip(indices.tolist(), elements.unbind(0), strict=True):
+        array = array.write(index, element)
+    return array
