@@ -40,13 +40,18 @@ def capture(call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> Progra
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         # Making a fake of a tensor looks at its .grad, which warns where that tensor is no leaf.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
-        return _Capture(call, begun, tensors).program()
+        first = _Capture(call, begun, tensors, {})
+        program = first.program()
+        more = first.reads_of_fixed_sizes()
+        # A tensor that is read along time, but has no batch size to be known by: again, with its length free.
+        return _Capture(call, begun, tensors, more).program() if more else program
 
 
 class _Capture:
     """One tracing: what the fakes are made of and what is found out on the way."""
 
-    def __init__(self, call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, call: Call, begun: Start, tensors: Sequence[torch.Tensor], read_along: dict[int, set[int]]) -> None:
+        self.read_along = read_along
         self.call, self.begun, self.tensors = call, begun, tensors
         self.shape_env = ShapeEnv(duck_shape=True)
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
@@ -81,6 +86,18 @@ class _Capture:
             module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
             self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
         )  # fmt: skip
+
+    def reads_of_fixed_sizes(self) -> dict[int, set[int]]:
+        """The closed-over tensors, by identity, that are read along a dimension that was not free, with those dimensions."""
+        assert self.mode is not None
+        found: dict[int, set[int]] = {}
+        for tensor, dim in self.mode.reads:
+            original = next((real for real in self.tensors if id(real) == tensor), None)
+            if original is not None and not isinstance(original, torch.nn.Parameter) and original.shape[dim] > 1:
+                shape = self.begun.batch in original.shape[:2]
+                if not (shape and dim < 2):
+                    found.setdefault(tensor, set()).add(dim)
+        return found
 
     def _size(self, size: int) -> Any:
         """A size as a symbol of its own, or itself where torch fixes it (0 and 1)."""
@@ -133,13 +150,14 @@ class _Capture:
         return [self.batch if not place and size == self.begun.batch else size for place, size in enumerate(shape)]
 
     def _lifted_shape(self, tensor: torch.Tensor) -> list[Any]:
-        """The sizes of a closed-over tensor. The batch size and the number of steps stand first or second in what is no parameter: those are
-        symbols. A symbol that meets another size in the step becomes that size, so one too many costs nothing."""
+        """The sizes of a closed-over tensor, those that may be the batch size or the number of steps as symbols: of what is no parameter the
+        first two where one of them is the batch size, and dimensions that are known to be read along time. A symbol that meets another
+        size in the step becomes that size."""
         shape = list(tensor.shape)
         if isinstance(tensor, torch.nn.Parameter):
             return shape
-        symbols = 2 if self.begun.batch in shape[:2] or tensor.ndim > 2 else 1
-        return [self._size(size) if place < symbols else size for place, size in enumerate(shape)]
+        free = self.read_along.get(id(tensor), set()) | ({0, 1} if self.begun.batch in shape[:2] else set())
+        return [self._size(size) if place in free else size for place, size in enumerate(shape)]
 
     def _traced_step(self, *arguments: torch.Tensor) -> list[torch.Tensor]:
         by_kind: dict[str, dict[int, torch.Tensor]] = {}

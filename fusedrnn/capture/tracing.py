@@ -50,6 +50,7 @@ class Tracing(TorchFunctionMode):
         self.clock = clock
         self.stand_ins = stand_ins
         self.who = "the cell"
+        self.reads: list[tuple[int, int]] = []  # identity of a closed-over tensor, and the dimension along which it is read
         self.past_end: list[torch.Tensor] = []  # bool, 0-d or [B]: which rows looked past an end
         self.conversion: str | None = None
         self._taken: list[torch.Tensor] = []  # the predicates of the branches being traced
@@ -116,6 +117,7 @@ class Tracing(TorchFunctionMode):
     def _element(self, x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
         """``x.select(dim, index)`` under the read rule, for a traced 0-d index."""
         self.looked_past(index >= x.shape[dim])
+        self.reads += [(real, dim) for real, traced in self.stand_ins.items() if traced is x]
         return ops.read(x, index, dim)  # type: ignore[no-any-return]
 
     def _within(self, x: torch.Tensor, dim: int, index: Any, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:

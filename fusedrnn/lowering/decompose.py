@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,16 @@ def decomposed(graph: Graph, module: torch.nn.Module) -> torch.fx.GraphModule:
     Raises:
         Unlowered: there are operators that torch cannot take apart either.
     """
+    for node in graph.nodes:
+        made = node.meta.get("val")
+        if isinstance(made, torch.Tensor) and made.dtype not in pointwise.C_TYPES:
+            raise Unlowered(node, f"{made.dtype}")
     if all(operators.is_lowered(node) for node in graph.nodes):
         return torch.fx.GraphModule(module, graph)
     table = {
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
     }
-    table[torch.ops.aten.var.correction] = _variance
+    table |= _VARIANCES
     placeholders = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
     whole = torch.fx.GraphModule(module, graph)
 
@@ -52,3 +57,31 @@ def _variance(x: torch.Tensor, dim: Any = None, *, correction: float | None = No
     from_mean = x - x.mean(dims, keepdim=True)
     correction = 1 if correction is None else correction
     return (from_mean * from_mean).sum(dims, keepdim=keepdim) / max(count - correction, 0)
+
+
+def _unbiased(x: torch.Tensor, *args: Any, keepdim: bool = False) -> torch.Tensor:
+    """The older forms: ``(unbiased)`` and ``(dim, unbiased, keepdim)``."""
+    if len(args) < 2 and (not args or isinstance(args[0], bool)):
+        return _variance(x, correction=float(args[0] if args else True))
+    dim, unbiased, keep = (*args, True, keepdim)[:3] if len(args) < 3 else args
+    return _variance(x, dim, correction=float(unbiased), keepdim=keep)
+
+
+def _root(variance: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *args, **kwargs: variance(*args, **kwargs).sqrt()
+
+
+def _prims_variance(x: torch.Tensor, dims: Any, correction: float = 1, *, output_dtype: torch.dtype | None = None) -> torch.Tensor:
+    return _variance(x if output_dtype is None else x.to(output_dtype), dims, correction=correction)
+
+
+_aten = torch.ops.aten
+_VARIANCES = {
+    _aten.var.correction: _variance,
+    _aten.var.default: _unbiased,
+    _aten.var.dim: _unbiased,
+    _aten.std.correction: _root(_variance),
+    _aten.std.default: _root(_unbiased),
+    _aten.std.dim: _root(_unbiased),
+    torch.ops.prims.var.default: _prims_variance,
+}

@@ -114,8 +114,8 @@ def transposed(graph: Graph, x: Node, like: Node) -> Node:
     """The transpose of a matrix: of a transpose what it was made of."""
     if x.target is not aten.t.default:
         return call(graph, aten.t.default, x, like=like)
-    source: Any = x.args[0]
-    return source  # type: ignore[no-any-return]
+    source: Node = x.args[0]  # type: ignore[assignment]
+    return source
 
 
 def filled(node: Node, constant: Any) -> Node:
@@ -183,7 +183,14 @@ def _made(node: Node) -> Any:
 
 
 def rewrite(graph: Graph, rules: Mapping[Any, Sequence[Rule]]) -> int:
-    """Apply rules, by the operator they look at, to every node in order; how many nodes were replaced."""
+    """Apply rules, by the operator they look at, until none applies; how many nodes were replaced."""
+    total = 0
+    while changes := _sweep(graph, rules):
+        total += changes
+    return total
+
+
+def _sweep(graph: Graph, rules: Mapping[Any, Sequence[Rule]]) -> int:
     changes = 0
     keeps_layout = any(node.target in LAYOUT_READERS for node in graph.nodes)
     for node in list(graph.nodes):

@@ -74,13 +74,12 @@ def _same_shape(node: Node) -> Node | None:
 
 
 def _reshape_of_reshape(node: Node) -> Node | None:
-    inner = _operand(node)
-    if inner.target not in _RESHAPES:
-        return None
-    source = _operand(inner)
-    if same(shape(source), shape(node)):
-        return source
-    if node.target not in VIEWS:
+    source = _operand(node)
+    while source.target in _RESHAPES:
+        source = _operand(source)
+        if same(shape(source), shape(node)):
+            return source
+    if source is _operand(node) or node.target not in VIEWS:
         return None
     return viewed(node.graph, source, sizes(node.graph, shape(node), [source, *node.all_input_nodes]), node)
 
@@ -297,8 +296,13 @@ def _data(node: Node) -> torch.Tensor | None:
 
 def fold_constants(graph: Graph) -> int:
     """Use that flags and numbers are constant: and, or, not, where, masks, plus 0, times 1."""
-    known = constants(graph)
+    total = 0
+    while changes := _fold_known(graph, constants(graph)):
+        total += changes
+    return total
 
+
+def _fold_known(graph: Graph, known: Known) -> int:
     def knowing(rule: Callable[[Node, Known], Any]) -> list[Rule]:
         return [lambda node: rule(node, known)]
 

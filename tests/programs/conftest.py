@@ -8,7 +8,7 @@ import pytest
 
 import fusedrnn
 
-BACKENDS = ["reference", "stepwise"]
+BACKENDS = ["reference", "stepwise", "native"]
 
 
 @pytest.fixture(params=BACKENDS)
