@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .. import branches, contract, frames
+from .. import branches, contract, fallback, frames
 from ..capture import cache
+from ..capture.program import Program
 from ..capture.refusal import NotCapturable
-from ..contract import Call
+from ..contract import Call, Start
 from ..errors import PlanError
+from ..frames import Frame
+from ..kernels.cpu import build
 from ..result import Result
 from . import native, reference, stepwise
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
-_BUILT = ("reference", "stepwise", "native")
-_NOT_BUILT = "this version has no {} executor; use backend='reference' or 'auto'"
+_NOT_BUILT = "this version has no persistent executor; use backend='native', 'stepwise' or 'auto'"
+_COMPILING = 2.0  # seconds that compiling a loop takes, about: a program that has cost so much step by step is compiled
 
 
 def unavailable(backend: str) -> str | None:
     """Why this executor cannot run on this machine, in one line; None where it can."""
-    return None if backend in _BUILT else _NOT_BUILT.format(backend)
+    if backend == "persistent":
+        return _NOT_BUILT
+    if backend == "native" and build.compiler() is None:
+        return "there is no C++ compiler: install g++ or clang++, or use backend='stepwise'"
+    return None
 
 
 def checked_backend(backend: str) -> str:
@@ -42,15 +53,13 @@ def checked_backend(backend: str) -> str:
 
 
 def choose(backend: str) -> str:
-    """The name of the executor that a backend stands for.
+    """The backend to use, if this machine has it.
 
     Raises:
         ValueError: no such backend.
-        PlanError: it was named and cannot run.
+        PlanError: it was named and cannot run here.
     """
     backend = checked_backend(backend)
-    if backend == "auto":
-        return "reference"
     reason = unavailable(backend)
     if reason is not None:
         raise PlanError(reason)
@@ -58,7 +67,11 @@ def choose(backend: str) -> str:
 
 
 def execute(backend: str, call: Call) -> Result:
-    """Run a call on the executor that the backend stands for; raises as `choose`, and PlanError where that cannot run this loop."""
+    """Run a call on the executor that the backend stands for.
+
+    Raises:
+        ValueError, PlanError: as `choose`; PlanError too where a named executor cannot run this loop.
+    """
     backend = choose(backend)
     cache.refuse_nested()
     with frames.running() as frame, branches.taken(), _swapped(call):
@@ -66,17 +79,76 @@ def execute(backend: str, call: Call) -> Result:
         if backend == "reference" or call.max_steps == 0 or bool(begun.finished.all()):
             return reference.run(call, frame, begun)
         try:
+            _refuse_surroundings(begun)
             program, tensors = cache.captured(call, frame, begun)
         except NotCapturable as refused:
-            raise PlanError(refused.reason, refused.location) from refused
+            if backend != "auto":
+                raise PlanError(refused.reason, refused.location) from refused
+            fallback.note(refused.reason, refused.location, "reference")
+            return reference.run(call, frame, begun)
         except Exception as error:
-            frame.past_end.clear()
-            reference.run(Call(call.cell, call.loop_fn, max_steps=1), frame, begun)  # raises what is wrong with the program itself
-            raise PlanError(f"the step cannot be traced: {type(error).__name__}: {error}") from error
+            return _untraceable(backend, call, frame, begun, error)
+        if backend == "auto":
+            return _weighed(call, frame, begun, program, tensors)
         try:
             return (native if backend == "native" else stepwise).run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
+
+
+def _untraceable(backend: str, call: Call, frame: Frame, begun: Start, error: Exception) -> Result:
+    """Where tracing raised: the program's own error, if it has one, is raised by running it."""
+    frame.past_end.clear()
+    reason = f"the step cannot be traced: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if backend == "auto":
+        result = reference.run(call, frame, begun)
+        fallback.note(reason, None, "reference")
+        return result
+    reference.run(Call(call.cell, call.loop_fn, max_steps=1), frame, begun)
+    raise PlanError(reason) from error
+
+
+def _refuse_surroundings(begun: Start) -> None:
+    """Raise NotCapturable where the loop runs inside something that wants to see every operator."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotCapturable("the loop runs inside a torch.func transform, which only 'reference' takes part in")
+    if get_proxy_mode() is not None or isinstance(begun.finished, torch._subclasses.FakeTensor):
+        raise NotCapturable("the loop runs while torch traces it, which only 'reference' takes part in")
+
+
+def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    """Natively where that is possible and worth compiling, else step by step."""
+    refused = native_refusal(call, begun, program, tensors)
+    if refused is None and worth_compiling(program):
+        try:
+            return native.run(call, frame, begun, program, tensors)
+        except NotCapturable as error:
+            refused = error
+    if refused is not None:
+        fallback.note(refused.reason, refused.location, "stepwise", level=logging.INFO)
+    began = time.perf_counter()
+    result = stepwise.run(call, frame, begun, program, tensors)
+    program.plans["seconds step by step"] = program.plans.get("seconds step by step", 0.0) + time.perf_counter() - began
+    return result
+
+
+def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
+    """Why `auto` does not run a loop natively; None where it may."""
+    if begun.device.type != "cpu":
+        return NotCapturable(f"the native executor runs on a CPU, this loop is on {begun.device}")
+    leaves = (*begun.inputs, *begun.state, *(begun.loop_state or ()), *(tensors[place] for place in program.tensors))
+    if torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
+        return NotCapturable("gradients are needed, and the native backward runs the loop again: under torch.no_grad() it would run natively")
+    known = program.plans.get("native")
+    if isinstance(known, NotCapturable):
+        return known
+    reason = unavailable("native")
+    return None if reason is None else NotCapturable(reason)
+
+
+def worth_compiling(program: Program) -> bool:
+    """Whether a program is compiled already, or has cost about what compiling it costs."""
+    return "native" in program.plans or program.plans.get("seconds step by step", 0.0) > _COMPILING
 
 
 def _swapped(call: Call) -> AbstractContextManager[Any]:

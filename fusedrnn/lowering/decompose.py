@@ -31,7 +31,7 @@ def decomposed(graph: Graph, module: torch.nn.Module) -> torch.fx.GraphModule:
     table = {
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
     }
-    table |= _VARIANCES
+    table |= _OURS
     placeholders = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
     whole = torch.fx.GraphModule(module, graph)
 
@@ -75,8 +75,27 @@ def _prims_variance(x: torch.Tensor, dims: Any, correction: float = 1, *, output
     return _variance(x if output_dtype is None else x.to(output_dtype), dims, correction=correction)
 
 
+def _layer_norm(x: torch.Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dims = list(range(x.ndim - len(normalized_shape), x.ndim))
+    wide = x.float() if x.dtype in pointwise.HALVES else x
+    mean = wide.mean(dims, keepdim=True)
+    from_mean = wide - mean
+    scale = ((from_mean * from_mean).mean(dims, keepdim=True) + eps).rsqrt()
+    normal = from_mean * scale
+    normal = normal if weight is None else normal * weight
+    normal = normal if bias is None else normal + bias
+    return normal.to(x.dtype), mean, scale
+
+
+def _broadcast(x: torch.Tensor, shape: Any, dims: Any) -> torch.Tensor:
+    for place in range(len(shape)):
+        if place not in dims:
+            x = x.unsqueeze(place)
+    return x.expand(shape)
+
+
 _aten = torch.ops.aten
-_VARIANCES = {
+_OURS = {
     _aten.var.correction: _variance,
     _aten.var.default: _unbiased,
     _aten.var.dim: _unbiased,
@@ -84,4 +103,6 @@ _VARIANCES = {
     _aten.std.default: _root(_unbiased),
     _aten.std.dim: _root(_unbiased),
     torch.ops.prims.var.default: _prims_variance,
+    torch.ops.prims.broadcast_in_dim.default: _broadcast,
+    _aten.native_layer_norm.default: _layer_norm,
 }

@@ -138,7 +138,8 @@ def _of_concatenation(node: Node) -> Node | None:
     graph = node.graph
     x, w = _operands(node)
     parts = [] if is_half(node) else _column_parts(x)
-    lengths = [static(shape(part)[-1]) for part in parts]
+    dim = 0 if x.target is aten.t.default else -1
+    lengths = [static(shape(part)[dim]) for part in parts]
     if not any(lengths) or None in lengths:
         return None
     total, begin = None, 0

@@ -22,7 +22,9 @@ def value(node: Any) -> Any:
 
 def fake_mode(graph: Graph) -> FakeTensorMode:
     """The mode that the graph's tensors without data belong to."""
-    mode: FakeTensorMode = next(value(node).fake_mode for node in graph.nodes if isinstance(node.meta.get("val"), torch._subclasses.FakeTensor))
+    mode: FakeTensorMode = next(
+        value(node).fake_mode for node in graph.nodes if isinstance(node.meta.get("val"), torch._subclasses.FakeTensor)
+    )
     return mode
 
 

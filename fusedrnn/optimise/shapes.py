@@ -129,17 +129,17 @@ def matched(node: Node, by: Any) -> Node:
     """``by`` with the dtype, device and shape of the node that it shall replace: a number or a tensor that broadcasts."""
     if not isinstance(by, Node):
         return filled(node, by)
-    graph, wanted, made = node.graph, value(node), value(by)
+    result, graph, wanted, made = by, node.graph, value(node), value(by)
     changes: dict[str, Any] = {}
     if made.dtype != wanted.dtype:
         changes["dtype"] = wanted.dtype
     if made.device != wanted.device:
         changes["device"] = wanted.device
     if changes:
-        by = call(graph, aten._to_copy.default, by, **changes, like=node)
+        result = call(graph, aten._to_copy.default, result, **changes, like=node)
     if not same(made.shape, wanted.shape):
-        by = call(graph, aten.expand.default, by, sizes(graph, wanted.shape, node.all_input_nodes), like=node)
-    return by
+        result = call(graph, aten.expand.default, result, sizes(graph, wanted.shape, node.all_input_nodes), like=node)
+    return result
 
 
 def substitute(node: Node, by: Node) -> None:
@@ -177,7 +177,7 @@ def _made(node: Node) -> Any:
             return node.target(*arguments, **keywords)  # type: ignore[operator]
         except (RuntimeError, ValueError):
             if node.target not in VIEWS:
-                raise
+                return value(node)  # some operators of torch refuse symbols; what they make has the sizes that it had
             node.target = aten.reshape.default
             return node.target(*arguments, **keywords)
 

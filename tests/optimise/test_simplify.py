@@ -97,7 +97,9 @@ def test_not_of_not():
 
 
 def test_a_view_of_what_no_longer_lies_in_order_becomes_a_reshape():
-    checked = Checked(traced(lambda x: aten.view(x.view(-1, 2, 3).permute(0, 2, 1).clone(memory_format=torch.contiguous_format), [-1, 6]), ROWS))
+    checked = Checked(
+        traced(lambda x: aten.view(x.view(-1, 2, 3).permute(0, 2, 1).clone(memory_format=torch.contiguous_format), [-1, 6]), ROWS)
+    )
     assert checked.after(drop_no_ops)
     assert kinds(checked.graph)["reshape"] == 1
     assert kinds(checked.graph)["clone"] == 0
