@@ -85,14 +85,14 @@ def dynamic_decode(
             first = trees.leaves(inputs)[0]
             if not isinstance(first, torch.Tensor) or not first.ndim:
                 raise ValueError(f"decoder.initialize must give inputs [B, ...], got {trees.describe(inputs)}")
-            finished = bounded(finished_flags(finished, len(first), first.device, 0), time)
+            finished = bounded(finished_flags(finished, first.shape[0], first.device, 0), time)
             return reported(finished), inputs, state, example, (finished, torch.zeros_like(finished, dtype=torch.int32))
         before, lengths = progress
         stepped = decoder.step(time - 1, inputs, state)
         if not isinstance(stepped, tuple) or len(stepped) != 4:
             raise ValueError(f"decoder.step must return (outputs, state, inputs, finished), got {trees.describe(stepped)}")
         outputs, state, inputs, finished = stepped
-        finished = finished_flags(finished, len(before), before.device, time)
+        finished = finished_flags(finished, before.shape[0], before.device, time)
         finished = bounded(finished if own_finished else finished | before, time)
         return reported(finished), inputs, state, outputs, (finished, torch.where(before, lengths, time.to(lengths)))
 

@@ -101,7 +101,7 @@ def _multinomial(frame: Frame, input: torch.Tensor, num_samples: int, replacemen
     """By Gumbel-max; without replacement the largest ones (Kool et al. 2019, "Stochastic beams and where to find them")."""
     rows = input if input.ndim == 2 else input.unsqueeze(0)
     if replacement:
-        u = _uniform(frame, (len(rows), num_samples, rows.shape[1]), torch.float32, input.device)
+        u = _uniform(frame, (rows.shape[0], num_samples, rows.shape[1]), torch.float32, input.device)
         drawn = (rows.unsqueeze(1).log() - torch.log(-torch.log(u))).argmax(-1)
     else:
         u = _uniform(frame, rows.shape, torch.float32, input.device)

@@ -93,7 +93,8 @@ _stack = _Stack()
 
 def fresh_seed() -> int:
     """A 63-bit seed from torch's default CPU generator, so that ``torch.manual_seed`` decides it."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    with torch._C.DisableTorchFunction():  # within a loop torch.randint is counter-based: it asks for this seed
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
 
 
 def current() -> Frame | None:

@@ -88,7 +88,7 @@ def uniform(
     shape = tuple(shape_per_row)
     word = _words(row_seed, math.prod(shape), every_step)
     draws = ((word >> 9) * 2 + 1).to(torch.float64 if dtype == torch.float64 else torch.float32) * 2.0**-24
-    return draws.to(dtype or torch.get_default_dtype()).reshape(len(row_seed), *shape)
+    return draws.to(dtype or torch.get_default_dtype()).reshape(row_seed.shape[0], *shape)
 
 
 def _words(row_seed: torch.Tensor, columns: int, every_step: bool) -> torch.Tensor:

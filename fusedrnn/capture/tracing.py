@@ -16,7 +16,7 @@ from .. import trees
 from ..draws import RULES as DRAWS
 from ..frames import Frame
 from . import ops, refusal
-from .fused_cells import CELLS
+from .spelled_out import SPELLED_OUT
 from .refusal import NotCapturable
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -76,8 +76,8 @@ class Tracing(TorchFunctionMode):
                     f"{self.who} draws from a torch.Generator: leave `generator` out, or use fusedrnn.random", refusal.here()
                 )
             return DRAWS[func](self.frame, *args, **kwargs)
-        if func in CELLS:
-            return CELLS[func](*args, **kwargs)
+        if func in SPELLED_OUT:
+            return SPELLED_OUT[func](*args, **kwargs)
         if self.who == "loop_fn" and func in _READS:
             return _READS[func](self, func, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -205,8 +205,9 @@ def _index_select(mode: Tracing, func: Any, input: torch.Tensor, dim: int, index
 
 
 def _embedding(mode: Tracing, func: Any, input: torch.Tensor, weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    if input.ndim == 0:  # one index may be the time
-        return mode._element(weight, 0, input)
+    if input.ndim == 0 or (input.ndim == 1 and input.shape[0] == 1 and not isinstance(input.shape[0], torch.SymInt)):
+        element = mode._element(weight, 0, input.reshape(()))  # one index may be the time
+        return element if input.ndim == 0 else element.unsqueeze(0)
     return func(input, weight, *args, **kwargs)
 
 

@@ -21,14 +21,15 @@ def row_masks(seed: int | torch.Tensor | None, *, every_step: bool = True) -> It
     """
     running = frames.current()
     with frames.running() if running is None else nullcontext(running) as frame:
-        seeds: dict[tuple[int, torch.device], torch.Tensor] = {}
+        seeds: list[tuple[int, torch.device, torch.Tensor]] = []  # no dict: a traced size cannot be hashed
 
         def mask(leaf: torch.Tensor, p: float) -> torch.Tensor:
-            rows = (leaf.shape[0], leaf.device)
-            if rows not in seeds:  # the loop's seed is drawn when first asked for: no mask, no draw
-                chosen = frame.seed if seed is None else seed
-                seeds[rows] = random.row_seeds(chosen, *rows).to(leaf.device)
-            return random.bernoulli(leaf.shape[1:], seeds[rows], p=p, every_step=every_step)
+            rows, device = leaf.shape[0], leaf.device
+            row_seed = next((known for n, where, known in seeds if n == rows and where == device), None)
+            if row_seed is None:  # the loop's seed is drawn when first asked for: no mask, no draw
+                row_seed = random.row_seeds(frame.seed if seed is None else seed, rows, device).to(device)
+                seeds.append((rows, device, row_seed))
+            return random.bernoulli(leaf.shape[1:], row_seed, p=p, every_step=every_step)
 
         yield mask
 

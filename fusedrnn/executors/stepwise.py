@@ -53,14 +53,14 @@ class Steps:
 
 
 def steps(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Steps | None:
-    """All steps of a loop; None where a row that is not finished looked past an end."""
+    """All steps of a loop; None where a row looked where there is nothing."""
     step = _step(program)
     trees: dict[str, list[Any]] = {
         "time": [None],
         "finished": [begun.finished],
-        "inputs": list(begun.inputs),
-        "state": list(begun.state),
-        "loop_state": list(begun.loop_state or []),
+        "inputs": [_contiguous(leaf) for leaf in begun.inputs],
+        "state": [_contiguous(leaf) for leaf in begun.state],
+        "loop_state": [_contiguous(leaf) for leaf in begun.loop_state or []],
         "seed": [torch.as_tensor(frame.seed, dtype=torch.int64) if program.draws else None],
         "tensor": [tensor.contiguous() for tensor in tensors],
     }
@@ -72,17 +72,24 @@ def steps(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seq
     while len(taken.outputs) != call.max_steps and not bool(trees["finished"][0].all()):
         trees["time"][0] = contract.clock(len(taken.outputs) + 1)
         taken.history.append(trees["finished"][0])
-        outputs = step(*[values[place].stack() if stacked else values[place] for values, place, stacked in places])
+        try:
+            outputs = step(*[values[place].stack() if stacked else values[place] for values, place, stacked in places])
+        except IndexError:
+            return None
         if past is not None and bool(outputs[past].any()):
             return None
         for value, slot in zip(outputs, carried, strict=True):
             if slot is not None:
-                slot[0][slot[1]] = value
+                slot[0][slot[1]] = value.contiguous()  # as it was traced
         for write, place in zip(program.writes, written, strict=True):
             values = trees[write.kind]
             values[write.place] = values[write.place].write(int(outputs[place]), outputs[place + 1])
         taken.outputs.append(outputs)
     return taken
+
+
+def _contiguous(leaf: Any) -> Any:
+    return leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf
 
 
 _CARRIED = ("finished", "inputs", "state", "loop_state")

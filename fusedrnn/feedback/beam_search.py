@@ -227,4 +227,4 @@ class BeamSearchDecoder:
 
 def _of_beams(leaf: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
     """A state leaf ``[B, W, ...]`` with each row's beams reordered by ``parents`` ``[B, W]``."""
-    return leaf[torch.arange(len(parents), device=parents.device).unsqueeze(1), parents]
+    return leaf[torch.arange(parents.shape[0], device=parents.device).unsqueeze(1), parents]

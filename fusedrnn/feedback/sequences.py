@@ -28,9 +28,12 @@ def sequence(inputs: Tree, lengths: torch.Tensor | None, initial_state: Tree) ->
     ends = checked_lengths(lengths, batch, steps, "lengths")
     leaves, structure = trees.flatten(inputs)
 
+    given = ends if isinstance(ends, torch.Tensor) else None
+
     def loop_fn(time: torch.Tensor, output: Any, state: Any, _: Any) -> tuple[Any, Any, Any, Any, Any]:
         state = initial_state if output is None else state
-        return time >= ends, trees.unflatten(structure, [leaf[time] for leaf in leaves]), state, output, None
+        # The number of steps is asked of the tensor here: a program that was captured for it fits any other.
+        return time >= (leaves[0].shape[0] if given is None else given), trees.unflatten(structure, [leaf[time] for leaf in leaves]), state, output, None
 
     return loop_fn
 

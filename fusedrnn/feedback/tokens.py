@@ -220,7 +220,8 @@ def forced_prefix(loop_fn: TokenLoop, tokens: torch.Tensor, lengths: torch.Tenso
 
     def pick(time: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         own = loop_fn.pick(time, logits)
-        return torch.where(time <= ends_of, prefix[(time - 1).clamp(max=steps - 1)], own) if steps else own
+        # Beyond the prefix its last tokens are read, and not used.
+        return torch.where(time <= ends_of, prefix[(time - 1).clamp(max=prefix.shape[0] - 1)], own) if steps else own
 
     def ends(time: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
         # A token that is none, -1, leaves only the bound on the steps to end the row.
@@ -323,7 +324,7 @@ def _row_seeds(seed: int | torch.Tensor | None, rows: torch.Tensor) -> torch.Ten
     if seed is None:
         frame = frames.current()
         seed = frames.fresh_seed() if frame is None else frame.seed
-    return random.row_seeds(seed, len(rows), rows.device)
+    return random.row_seeds(seed, rows.shape[0], rows.device)
 
 
 def _sampler(temperature: Any, top_k: int | None, top_p: float | None, seed: int | torch.Tensor | None) -> Part:

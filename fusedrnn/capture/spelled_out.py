@@ -1,4 +1,4 @@
-"""torch's fused cell functions as the operators they are made of: the fused ones fix the batch size (torch 2.13) and differ by device."""
+"""torch's fused functions that cannot be traced with free sizes (torch 2.13), as the operators they are made of."""
 
 from __future__ import annotations
 
@@ -43,7 +43,27 @@ def _rnn(activation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., to
     return step
 
 
-CELLS: dict[Any, Callable[..., Any]] = {
+def _addcmul(input: torch.Tensor, tensor1: torch.Tensor, tensor2: torch.Tensor, *, value: float = 1) -> torch.Tensor:
+    return input + (tensor1 * tensor2 if value == 1 else value * tensor1 * tensor2)
+
+
+def _addcdiv(input: torch.Tensor, tensor1: torch.Tensor, tensor2: torch.Tensor, *, value: float = 1) -> torch.Tensor:
+    return input + (tensor1 / tensor2 if value == 1 else value * (tensor1 / tensor2))
+
+
+def _baddbmm(input: torch.Tensor, batch1: torch.Tensor, batch2: torch.Tensor, *, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    product = torch.bmm(batch1, batch2)
+    product = product if alpha == 1 else alpha * product
+    return product if beta == 0 else product + (input if beta == 1 else beta * input)
+
+
+SPELLED_OUT: dict[Any, Callable[..., Any]] = {
+    torch.addcmul: _addcmul,
+    torch.Tensor.addcmul: _addcmul,
+    torch.addcdiv: _addcdiv,
+    torch.Tensor.addcdiv: _addcdiv,
+    torch.baddbmm: _baddbmm,
+    torch.Tensor.baddbmm: _baddbmm,
     torch.lstm_cell: _lstm,
     torch.gru_cell: _gru,
     torch.rnn_tanh_cell: _rnn(torch.tanh),
