@@ -65,4 +65,15 @@ quiet = _operator("quiet(Tensor x, Tensor finished) -> Tensor", lambda x, finish
 # The value itself; its gradient without what is not finite in finished rows.
 guard = _operator("guard(Tensor x, Tensor finished) -> Tensor", lambda x, finished: x.clone(), _same)
 
+# For the rows [B, N] of a first step beside a table [V, N]: both, so that an index below V is a row of the table, V + b the first step's.
+table = _operator(
+    "table(Tensor table, Tensor first) -> Tensor",
+    lambda table, first: torch.cat([table, first]),
+    lambda table, first: table.new_empty((table.shape[0] + first.shape[0], table.shape[1])),
+)
+# An index that must lie within the first dimension of a table.
+within = _operator(
+    "within(Tensor index, Tensor table) -> Tensor", lambda index, table: index.to(torch.int64), lambda index, table: index.to(torch.int64)
+)
+
 PYTHON: dict[Any, Callable[..., torch.Tensor]] = {read: _read, draw: _draw, quiet: rows.quieted, guard: rows.guarded}

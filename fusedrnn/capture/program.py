@@ -26,6 +26,9 @@ class Source(NamedTuple):
     place: int = 0
 
 
+INVARIANT = ("tensor", "seed", "initial inputs", "initial token")  # kinds of sources that are the same at every step
+
+
 class Target(NamedTuple):
     """What one output of the graph is.
 

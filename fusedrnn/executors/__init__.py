@@ -138,7 +138,9 @@ def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence
         return NotCapturable(f"the native executor runs on a CPU, this loop is on {begun.device}")
     leaves = (*begun.inputs, *begun.state, *(begun.loop_state or ()), *(tensors[place] for place in program.tensors))
     if torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
-        return NotCapturable("gradients are needed, and the native backward runs the loop again: under torch.no_grad() it would run natively")
+        return NotCapturable(
+            "gradients are needed, and the native backward runs the loop again: under torch.no_grad() it would run natively"
+        )
     known = program.plans.get("native")
     if isinstance(known, NotCapturable):
         return known

@@ -6,14 +6,14 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
 
-from ..capture.program import Program
+from ..capture.program import Program, Source
 from ..capture.refusal import NotCapturable
 from ..contract import Call, Start
 from ..frames import Frame
@@ -25,26 +25,13 @@ from ..result import Result
 from ..tensor_array import TensorArray
 from . import native_autograd, reference, stepwise
 from .outcome import outcome
+from .prologue import Prologue
 
 _FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; then twice as many, and so on
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _MOST_GROUPS = 64  # as many as the C++ has room for
 _ENDLESS = 2**31 - 2  # times are int32
 _PATIENCE = 2.0  # seconds of compiling before a line says so
-
-
-@dataclass
-class _Given:
-    """A tensor that the loop reads: how to make it of the closed-over ones, and what was made last."""
-
-    entry: str
-    make: Callable[[Sequence[torch.Tensor | None]], torch.Tensor]
-    needs: list[int]
-    needs_seed: bool
-    is_weight: bool
-    known: tuple[Any, ...] | None = None
-    made: torch.Tensor | None = None
-    raw: int | None = None  # the place of the tensor itself, where it is taken as it is
 
 
 @dataclass
@@ -58,9 +45,9 @@ class Native:
 
     source: LoopSource
     library: ctypes.CDLL
-    given: list[_Given]
+    prologue: Prologue
     seconds: float
-    slot: dict[str, int] = field(default_factory=dict)
+    slot: dict[str, int]
 
 
 def compiled(program: Program) -> Native:
@@ -99,41 +86,8 @@ def _compile(program: Program) -> Native:
     finally:
         done.set()
     library.run.argtypes, library.run.restype = [ctypes.c_void_p], ctypes.c_int64
-    given = [_given(program, source, node, entry, weight=False) for node, entry in source.before.items()]
-    given += [_given(program, source, node, entry, weight=True) for node, entry in source.weights.items()]
     slots = {name: place for place, name in enumerate(source.slots)}
-    return Native(source, library, given, time.perf_counter() - began, slots)
-
-
-def _given(program: Program, source: LoopSource, node: Node, entry: str, *, weight: bool) -> _Given:
-    graph = source.module.graph
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    source_of = dict(zip(placeholders, program.sources, strict=True))
-    part = Graph()
-    copies: dict[Node, Node] = {}
-    needed: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        found = waiting.pop()
-        if found not in needed:
-            needed.add(found)
-            waiting.extend(found.all_input_nodes)
-    arguments = []
-    for found in graph.nodes:
-        if found in needed:
-            copies[found] = part.node_copy(found, copies.__getitem__)
-            if found.op == "placeholder":
-                arguments.append(source_of[found])
-    part.output(copies[node])
-    module = torch.fx.GraphModule(source.module, part)
-    places = [-1 if argument.kind == "seed" else argument.place for argument in arguments]
-
-    def make(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-        made: torch.Tensor = module(*[tensors[place] for place in places])
-        return made
-
-    raw = places[0] if node.op == "placeholder" and places[0] >= 0 else None
-    return _Given(entry, make, [place for place in places if place >= 0], -1 in places, weight, raw=raw)
+    return Native(source, library, Prologue(source.module, source.program.sources), time.perf_counter() - began, slots)
 
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
@@ -254,14 +208,20 @@ class _Loop:
             entries[slot[name]] = tensor.data_ptr()
             return tensor
 
-        seed = torch.tensor(self.frame.seed, dtype=torch.int64) if program.draws else None
-        for given in native.given:
-            point(given.entry, _bound(native, given, tensors, seed))
+        leaves: dict[str, Any] = {
+            "finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [],
+            "token": {place: self._first_tokens(size) for place, size in source.moved.tables.items()},
+        }  # fmt: skip
+        with torch.no_grad():
+            given = self._given(leaves)
+            for node, entry in source.before.items():
+                point(entry, native.prologue.bound(node, tensors, given))
+            for node, entry in source.weights.items():
+                point(entry, native.prologue.bound(node, tensors, given, partial(_packed, native.library)))
         for name in source.symbols:
             place = program.symbols.get(name)
             entries[slot[name]] = begun.batch if place is None else tensors[place[0]].shape[place[1]]
 
-        leaves = {"finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
         final: dict[tuple[str, int], torch.Tensor] = {}
         for carried, init, last in source.carried:
             leaf = point(init, leaves[carried.kind][carried.place])
@@ -300,33 +260,24 @@ class _Loop:
         trees = {kind: [final.get((kind, place), leaf) for place, leaf in enumerate(leaves[kind])] for kind in ("state", "loop_state")}
         return _End(steps, made, trees, program.writes, lengths, finished)
 
+    def _first_tokens(self, size: Any) -> torch.Tensor:
+        """What stands for the inputs of the first step: the rows behind a table of that size."""
+        first = _number(size, self.program, self.begun.batch, self.tensors)
+        return torch.arange(first, first + self.begun.batch)
+
+    def _given(self, leaves: dict[str, Any]) -> dict[Source, torch.Tensor]:
+        """What the part before the loop may read besides the closed-over tensors."""
+        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(self.begun.inputs)}
+        given |= {Source("initial token", place): leaf for place, leaf in leaves["token"].items()}
+        if self.program.draws:
+            given[Source("seed")] = torch.tensor(self.frame.seed, dtype=torch.int64)
+        return given
+
     def _room(self, source: LoopSource, target: Any, steps: int) -> torch.Tensor:
         """Memory for so many steps of an emit or a write."""
-        made = value(dict(zip(self.program.targets, _outputs(source), strict=True))[target])
+        made = value(dict(zip(source.program.targets, _outputs(source), strict=True))[target])
         shape = [_number(size, self.program, self.begun.batch, self.tensors) for size in made.shape]
         return torch.empty((steps, *shape), dtype=torch.int64 if target.kind == "index" else made.dtype)
-
-
-def _bound(native: Native, given: _Given, tensors: Sequence[torch.Tensor], seed: torch.Tensor | None) -> torch.Tensor:
-    """The tensor that an entry points to: as it is, or made anew where one of the tensors that it is made of has changed."""
-    if given.raw is not None and not given.is_weight:
-        return tensors[given.raw]
-    key = None if given.needs_seed else tuple(_version(tensors[place]) for place in given.needs)
-    if key is not None and key == given.known and given.made is not None and None not in key:
-        return given.made
-    with torch.no_grad():
-        made = given.make([*[tensor.detach() for tensor in tensors], seed]).detach()
-        if given.is_weight:
-            made = _packed(native.library, made)
-    given.known, given.made = key, made
-    return made
-
-
-def _version(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Equal while a tensor has not changed; None where it cannot tell."""
-    if tensor.is_inference():
-        return None
-    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()
 
 
 def _packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,13 @@ def sequence(inputs: Tree, lengths: torch.Tensor | None, initial_state: Tree) ->
     def loop_fn(time: torch.Tensor, output: Any, state: Any, _: Any) -> tuple[Any, Any, Any, Any, Any]:
         state = initial_state if output is None else state
         # The number of steps is asked of the tensor here: a program that was captured for it fits any other.
-        return time >= (leaves[0].shape[0] if given is None else given), trees.unflatten(structure, [leaf[time] for leaf in leaves]), state, output, None
+        return (
+            time >= (leaves[0].shape[0] if given is None else given),
+            trees.unflatten(structure, [leaf[time] for leaf in leaves]),
+            state,
+            output,
+            None,
+        )
 
     return loop_fn
 

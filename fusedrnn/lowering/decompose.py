@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,22 +11,23 @@ from torch.fx import Graph, Interpreter, Node
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..capture.program import INVARIANT, Source
 from ..optimise.graph import fake_mode
 from . import operators, pointwise
 from .operators import Unlowered
 
 
-def decomposed(graph: Graph, module: torch.nn.Module) -> torch.fx.GraphModule:
-    """The graph in operators that have a rule, with the constants of ``module``.
+def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source]) -> torch.fx.GraphModule:
+    """The graph in operators that have a rule, with the constants of ``module``. What is the same at every step needs none: torch computes it.
 
     Raises:
         Unlowered: there are operators that torch cannot take apart either.
     """
-    for node in graph.nodes:
+    for node in stepped(graph, sources):
         made = node.meta.get("val")
         if isinstance(made, torch.Tensor) and made.dtype not in pointwise.C_TYPES:
             raise Unlowered(node, f"{made.dtype}")
-    if all(operators.is_lowered(node) for node in graph.nodes):
+    if all(operators.is_lowered(node) for node in stepped(graph, sources)):
         return torch.fx.GraphModule(module, graph)
     table = {
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
@@ -43,10 +44,21 @@ def decomposed(graph: Graph, module: torch.nn.Module) -> torch.fx.GraphModule:
     with fake_mode(graph), node_meta.preserve_node_meta(), torch.no_grad():
         made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*placeholders)
     made.graph.eliminate_dead_code()
-    for node in made.graph.nodes:
+    for node in stepped(made.graph, sources):
         if not operators.is_lowered(node):
             raise Unlowered(node)
     return made
+
+
+def stepped(graph: Graph, sources: Sequence[Source]) -> list[Node]:
+    """The nodes that a step computes: those that depend on more than what is known before the loop."""
+    invariant: set[Node] = set()
+    kinds = iter(sources)
+    for node in graph.nodes:
+        known = next(kinds).kind in INVARIANT if node.op == "placeholder" else all(operand in invariant for operand in node.all_input_nodes)
+        if known and node.op != "output":
+            invariant.add(node)
+    return [node for node in graph.nodes if node not in invariant]
 
 
 def _variance(x: torch.Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> torch.Tensor:
@@ -75,7 +87,9 @@ def _prims_variance(x: torch.Tensor, dims: Any, correction: float = 1, *, output
     return _variance(x if output_dtype is None else x.to(output_dtype), dims, correction=correction)
 
 
-def _layer_norm(x: torch.Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _layer_norm(
+    x: torch.Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dims = list(range(x.ndim - len(normalized_shape), x.ndim))
     wide = x.float() if x.dtype in pointwise.HALVES else x
     mean = wide.mean(dims, keepdim=True)

@@ -439,6 +439,12 @@ def _embedding(self: Lowering) -> Value:
     return Value(self.dims, self.dtype, lambda at: operand.load([rows.load(at[:-1]), at[-1]]))
 
 
+@rule(ops.within)
+def _within(self: Lowering) -> Value:
+    index, table = self.node.args
+    return checked(self, index, size_text(shape(table)[0]), wraps=False)  # type: ignore[arg-type]
+
+
 @rule(aten.index_select.default)
 def _index_select(self: Lowering) -> Value:
     source, dim, index = self.node.args

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..capture.program import Program, Source, Target
+from ..capture.program import INVARIANT, Program, Source, Target
+from ..optimise.canonicalise import canonicalise
 from ..optimise.graph import value
+from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
 from ..optimise.simplify import assume_none_finished, simplify
 from .decompose import decomposed
@@ -43,6 +45,8 @@ class LoopSource:
         locality: where the rows are; None where they mix, or where the batch size is fixed.
         mixes: what mixes them.
         stages: when what is computed.
+        program: what was lowered: the program with its inputs looked up, see `hoist`.
+        moved: what that moved.
     """
 
     text: str
@@ -57,6 +61,8 @@ class LoopSource:
     locality: Locality | None
     mixes: Mixes | None
     stages: Stages
+    program: Program
+    moved: Moved
 
 
 # Entries of every loop: control first, then what is the same for all loops.
@@ -69,10 +75,12 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     Raises:
         Unlowered: an operator has no rule.
     """
+    program, moved = hoist(program)  # its plans are those of the program as it was captured
     graph = _copy(program.module.graph)
     simplify(graph)
-    module = decomposed(graph, program.module)
-    simplify(module.graph)
+    module = decomposed(graph, program.module, program.sources)
+    placeholders = {node for node, source in zip(_placeholders(module.graph), program.sources, strict=True) if source.kind in INVARIANT}
+    canonicalise(module.graph, placeholders)
     locality, mixes = _locality(program, module.graph, batch)
     retires = locality is not None and _may_retire(program, module.graph, locality)
     if retires:
@@ -81,7 +89,11 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     assert locality is not None or not retires
     found = stages(program, module.graph, lambda node: locality is None or locality.of(node) is not None)
     phases = write_phases(program, module.graph, found, locality)
-    return _Text(program, module, found, phases, locality, mixes, retires).source()
+    return _Text(program, module, found, phases, locality, mixes, retires, moved).source()
+
+
+def _placeholders(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def _copy(graph: Graph) -> Graph:
@@ -137,7 +149,9 @@ class _Text:
         locality: Locality | None,
         mixes: Mixes | None,
         retires: bool,
+        moved: Moved,
     ) -> None:
+        self.moved = moved
         self.program, self.module, self.stages, self.phases = program, module, found, phases
         self.locality, self.mixes, self.retires = locality, mixes, retires
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -165,7 +179,7 @@ class _Text:
         text = self._text()
         return LoopSource(
             text, self.module, list(self.outer_types), phases.externals, phases.weights, carried,
-            [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages,
+            [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages, self.program, self.moved,
         )  # fmt: skip
 
     def _text(self) -> str:

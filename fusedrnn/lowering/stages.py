@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import Graph, Node
 
-from ..capture.program import Program
+from ..capture.program import INVARIANT, Program
 from ..optimise.graph import aten, value
 
 _INLINE = {
@@ -76,7 +76,7 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
     sources = iter(program.sources)
     for node in graph.nodes:
         if node.op == "placeholder":
-            if next(sources).kind in ("tensor", "seed"):
+            if next(sources).kind in INVARIANT:
                 found.invariant.add(node)
             else:
                 found.carried.append(node)

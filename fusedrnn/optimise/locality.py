@@ -77,7 +77,7 @@ class Locality:
     def _of_placeholder(self, node: Node, kind: str) -> Rows | None:
         sizes = shape(node)
         places = [place for place, size in enumerate(sizes) if size == self.batch]
-        if len(places) > 1 and kind in ("finished", "inputs", "state"):
+        if len(places) > 1 and kind not in ("tensor", "loop_state"):
             places = [0]
         if len(places) > 1:
             raise Mixes(node, "has the batch size in two dimensions")
@@ -417,5 +417,6 @@ _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
     aten.embedding.default: _embedding, aten.index_select.default: _index_select,
     aten.index.Tensor: _index, aten.index_put.default: _index_put,
     **dict.fromkeys([aten.arange.default, aten.arange.start, aten.arange.start_step], _arange),
-    **dict.fromkeys([ops.draw, ops.quiet, ops.guard], _like_first),
+    **dict.fromkeys([ops.draw, ops.quiet, ops.guard, ops.within], _like_first),
+    ops.table: lambda self, node: None,
 }  # fmt: skip
