@@ -31,6 +31,7 @@ _FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; the
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _MOST_GROUPS = 64  # as many as the C++ has room for
 _ENDLESS = 2**31 - 2  # times are int32
+_ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
 _PATIENCE = 2.0  # seconds of compiling before a line says so
 
 
@@ -237,6 +238,7 @@ class _Loop:
         groups = min(threads, _MOST_GROUPS, begun.batch // _ROWS_EACH) if source.retires else 1
         entries[slot["B"]], entries[slot["limit"]] = begun.batch, limit
         entries[slot["threads"]], entries[slot["groups"]] = threads, max(groups, 1)
+        entries[slot["rows_ahead"]] = self._rows_ahead(source, max(groups, 1))
 
         pieces: list[list[torch.Tensor]] = []
         base = 0
@@ -259,6 +261,14 @@ class _Loop:
         }
         trees = {kind: [final.get((kind, place), leaf) for place, leaf in enumerate(leaves[kind])] for kind in ("state", "loop_state")}
         return _End(steps, made, trees, program.writes, lengths, finished)
+
+    def _rows_ahead(self, source: LoopSource, groups: int) -> int:
+        """For how many rows of a group, over several steps, a product that waits for nothing is made at once."""
+        rows = 1 if source.locality is None else -(-self.begun.batch // groups)
+        if self.call.parallel_iterations is not None:
+            return rows * self.call.parallel_iterations
+        of_row = self.begun.batch if source.locality is None else 1
+        return max(_ROWS_AHEAD // of_row, rows)
 
     def _first_tokens(self, size: Any) -> torch.Tensor:
         """What stands for the inputs of the first step: the rows behind a table of that size."""

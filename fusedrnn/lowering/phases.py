@@ -29,12 +29,13 @@ _THROUGH = {
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory of a group: a name, the sizes of one row (or of what belongs to no row), a dtype."""
+    """Memory of a group: a name, the sizes of one row (or of what belongs to no row), a dtype, and whether it is for several steps."""
 
     name: str
     dims: tuple[str, ...]
     dtype: torch.dtype
     of_rows: bool
+    ahead: bool = False
 
     @property
     def kind(self) -> str:
@@ -51,6 +52,7 @@ class Phases:
 
     Attributes:
         texts: the functions.
+        ahead: the function that computes the left sides of products for a step to come; None where there is none.
         arenas: the bytes of temporaries that each needs, as C expressions.
         externals: the entry of each tensor that is known before the loop.
         weights: the entry of each packed matrix.
@@ -62,6 +64,7 @@ class Phases:
     """
 
     texts: list[str] = field(default_factory=list)
+    ahead: str | None = None
     arenas: list[list[str]] = field(default_factory=list)
     externals: dict[Node, str] = field(default_factory=dict)
     weights: dict[Node, str] = field(default_factory=dict)
@@ -97,11 +100,13 @@ class _Writer:
                 made.carried[node] = Buffer(f"c{i}", self.dims(node), value(node).dtype, self.is_of_rows(node))
         for i, product in enumerate(self.stages.products):
             wide = _wide(value(product.node).dtype)
-            left = None if product.carried is not None else Buffer(f"l{i}", self.dims(product.left), wide, True)
-            made.products[product.node] = (left, Buffer(f"g{i}", self.dims(product.node), wide, True))
+            left = None if product.carried is not None else Buffer(f"l{i}", self.dims(product.left), wide, True, product.ahead)
+            made.products[product.node] = (left, Buffer(f"g{i}", self.dims(product.node), wide, True, product.ahead))
         self.next_of = self._next_leaves()
+        if any(product.ahead for product in self.stages.products):
+            made.ahead = self._function(_AHEAD)
         for number in range(self.stages.phases):
-            self._phase(number)
+            made.texts.append(self._function(number))
         return made
 
     def rows(self, node: Any) -> Rows | None:
@@ -127,7 +132,9 @@ class _Writer:
 
     def _sinks(self, phase: int) -> list[tuple[str, Any, Any]]:
         """What a phase has to leave behind: (kind, node, detail)."""
-        found: list[tuple[str, Any, Any]] = [("left", p.left, p) for p in self.stages.products if p.after == phase]
+        if phase == _AHEAD:
+            return [("left", product.left, product) for product in self.stages.products if product.ahead]
+        found: list[tuple[str, Any, Any]] = [("left", p.left, p) for p in self.stages.products if p.after == phase and not p.ahead]
         found += [("carried", node, leaf) for leaf, node in self.next_of.items() if self._phase_of(node) == phase]
         for target, node in zip(self.program.targets, self.stages.outputs, strict=True):
             if target.kind in ("finished", "past", "emit", "index", "value") and self._phase_of(node) == phase:
@@ -153,9 +160,9 @@ class _Writer:
         made = self.made
         return node.op in ("placeholder", "get_attr") or any(node in given for given in (made.externals, made.products, made.crossing))
 
-    def _phase(self, number: int) -> None:
+    def _function(self, number: int) -> str:
         needed = self._needed(number)
-        later = {node for phase in range(number + 1, self.stages.phases) for node in self._needed(phase)}
+        later = set() if number == _AHEAD else {node for phase in range(number + 1, self.stages.phases) for node in self._needed(phase)}
         sinks = self._sinks(number)
         arena: list[str] = []
         self.uniform = Block(self.names, arena, 1)
@@ -173,7 +180,7 @@ class _Writer:
         for kind, node, detail in sinks:
             self._sink(kind, node, detail)
         self.made.arenas.append(arena)
-        self.made.texts.append(self._text(number, arena))
+        return self._text(number, arena)
 
     def _worth_keeping(self, node: Node) -> bool:
         """Whether a later phase reads what this one computed rather than computing it again."""
@@ -219,6 +226,9 @@ class _Writer:
         return self.values[node]
 
     def _in(self, buffer: Buffer) -> Value:
+        if buffer.ahead:
+            row = "slot[r]" if self.locality is not None else "0"
+            return stored(f"({buffer.name} + (ahead_by * many + {row}) * ({buffer.per_row}))", buffer.dims, buffer.dtype)
         pointer = f"({buffer.name} + r * ({buffer.per_row}))" if buffer.of_rows and self.locality is not None else buffer.name
         return stored(pointer, buffer.dims, buffer.dtype)
 
@@ -290,18 +300,25 @@ class _Writer:
                 *self.row.lines,
                 "    }",
             ]
+        name = "ahead" if number == _AHEAD else f"phase{number}"
         head = [
-            f"void phase{number}(const Outer& o, Group& s, const int64_t t, const int64_t r0, const int64_t r1, char* const arena) {{",
+            f"void {name}(const Outer& o, Group& s, const int64_t t, const int64_t r0, const int64_t r1, char* const arena) {{",
             "    const int64_t at_t = t - 1 - o.base;",
-            "    int64_t* const fault = &s.fault;",
-            "    (void)at_t, (void)fault, (void)arena, (void)r0, (void)r1;",
+            "    int64_t bad = 0, *const fault = &bad;",
+            "    const int64_t ahead_by = t - s.from, many = s.many, *const slot = s.slot;",
+            "    (void)at_t, (void)fault, (void)arena, (void)r0, (void)r1, (void)ahead_by, (void)many, (void)slot;",
         ]
         head.append("@LOCALS@")
         offset = "0"
         for place, size in enumerate(arena):
             head.append(f"    const int64_t at{place} = {offset};")
             offset = f"at{place} + frnn::rounded_up({size})"
+        # A step to come may never be: its fault counts when it is there.
+        body.append("    if (bad) " + ("s.fault_at = t < s.fault_at ? t : s.fault_at;" if number == _AHEAD else "s.fault = 1;"))
         return "\n".join([*head, *body, "}"])
+
+
+_AHEAD = -2  # the number of the function that runs ahead of the steps
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

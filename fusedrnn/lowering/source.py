@@ -66,7 +66,7 @@ class LoopSource:
 
 
 # Entries of every loop: control first, then what is the same for all loops.
-_CONTROL = ("steps", "session", "groups", "threads", "limit", "base", "capacity", "B", "init_fin", "finished", "lengths")
+_CONTROL = ("steps", "session", "groups", "threads", "limit", "base", "capacity", "rows_ahead", "B", "init_fin", "finished", "lengths")
 
 
 def loop_source(program: Program, batch: Any) -> LoopSource:
@@ -192,9 +192,14 @@ class _Text:
             *[f"    {kind} {name};" for name, kind in self.outer_types.items()],
             "};\n",
             "struct Group {  // rows that run together",
-            "    int64_t n, t, fault, status;\n    int64_t* map;  // the place of each row in the batch\n    uint8_t *fin, *was, *late;\n    char* arena;",
+            "    int64_t n, t, fault, status;",
+            "    int64_t from, until, many, fault_at;  // the steps whose products are there already, for how many rows",
+            "    int64_t *map, *slot;                  // the place of each row in the batch, and among those rows",
+            "    uint8_t *fin, *was, *late;",
+            "    char* arena;",
             *[f"    {kind} *{name};" for name, kind in self._group_fields()],
             "};\n",
+            *([self._with_locals(phases.ahead)] if phases.ahead else []),
             *[self._with_locals(text) for text in phases.texts],
             self._step(),
             self._start(),
@@ -220,14 +225,17 @@ class _Text:
     def _with_locals(self, text: str) -> str:
         """Name what a function uses of the two structures, so that the compiler keeps it in registers."""
         words = set(re.findall(r"\b[A-Za-z_]\w*\b", text))
-        lines = [f"    const auto {name} = o.{name};" for name in self.outer_types if name in words and name not in ("base",)]
+        lines = [f"    const auto {name} = o.{name};" for name in self.outer_types if name in words and name not in ("base", "rows_ahead")]
         lines += [f"    {kind}* const __restrict {name} = s.{name};" for name, kind in self._group_fields() if name in words]
         lines += [f"    uint8_t* const {name} = s.{name};" for name in ("fin", "late") if name in words]
         return text.replace("@LOCALS@", "\n".join(lines)) + "\n"
 
     def _rows_in(self, buffer: Buffer) -> str:
         """The number of elements of a buffer for a group of ``n`` rows."""
-        return f"n * ({buffer.per_row})" if buffer.of_rows and self.locality is not None else f"({buffer.per_row})"
+        rows = "n" if buffer.of_rows and self.locality is not None else "1"
+        if buffer.ahead:
+            return f"({rows} > o.rows_ahead ? {rows} : o.rows_ahead) * ({buffer.per_row})"
+        return f"{rows} * ({buffer.per_row})"
 
     def _sizes(self, *, of: str = "o") -> str:
         return "".join(f"    const int64_t {name} = {of}.{name};\n    (void){name};\n" for name in ["B", *self.phases.symbols] if name)
@@ -240,6 +248,8 @@ class _Text:
             self._sizes(),
         ]
         for number in range(-1, self.stages.phases):
+            if number == -1 and self.phases.ahead:
+                lines += self._step_ahead()
             if number >= 0:
                 if self.locality is not None:
                     lines += [
@@ -251,7 +261,7 @@ class _Text:
                 else:
                     lines.append(f"    phase{number}(o, s, t, 0, 1, s.arena);")
             for product in self.stages.products:
-                if product.after == number:
+                if product.after == number and not product.ahead:
                     lines.append(self._product(product))
         return self._arena() + "\n".join([*lines, "}\n"])
 
@@ -260,12 +270,35 @@ class _Text:
         body = "".join(f"    most = most > ({total}) ? most : ({total});\n" for total in sums)
         return f"int64_t arena_bytes(const Outer& o) {{\n{self._sizes()}    int64_t most = 0;\n{body}    return most;\n}}\n\n"
 
-    def _product(self, product: Any) -> str:
+    def _step_ahead(self) -> list[str]:
+        """Products that wait for nothing but the time, for as many steps as make enough rows for a good product."""
+        rows = "n" if self.locality is not None else "1"
+        ranges = "n * i / of, n * (i + 1) / of" if self.locality is not None else "0, 1"
+        lines = [
+            "    if (t >= s.until) {",
+            f"        const int64_t rows = {rows}, steps = o.rows_ahead > rows ? o.rows_ahead / rows : 1;",
+            "        s.from = t, s.until = t + steps, s.many = rows;",
+            "        for (int64_t r = 0; r < rows; ++r) s.slot[r] = r;",
+            "        for (int64_t k = 0; k < steps; ++k)",
+        ]
+        if self.locality is not None:
+            lines += [
+                "            if (n >= 16 * crew.count)",
+                f"                crew.all([&](int i, int of) {{ ahead(o, s, t + k, {ranges}, s.arena + i * arena_bytes(o)); }});",
+                "            else",
+            ]
+        lines.append(f"                ahead(o, s, t + k, 0, {rows}, s.arena);")
+        lines += [
+            self._product(product, "steps * ").replace("    frnn", "        frnn") for product in self.stages.products if product.ahead
+        ]
+        return [*lines, "    }"]
+
+    def _product(self, product: Any, times: str = "") -> str:
         left, result = self.phases.products[product.node]
         start = self.phases.carried[product.carried] if left is None else left
         inner, columns = (size_text(size) for size in shape(product.weight))
         rows = count(result.dims[:-1])
-        many = f"n * ({rows})" if self.locality is not None else f"({rows})"
+        many = f"{times}n * ({rows})" if self.locality is not None else f"{times}({rows})"
         weight = self.phases.weights[product.weight]
         return f"    frnn::crew_product<{result.kind}>(crew, s.{start.name}, {many}, o.{weight}, {inner}, {columns}, s.{result.name});"
 
@@ -277,8 +310,9 @@ class _Text:
             self._sizes(),
             "    const int64_t most = " + ("(B - first + of - 1) / of;" if rows else "1;"),
             "    const int64_t flags = " + ("most;" if rows else "B;"),
-            "    s.n = s.t = s.fault = s.status = 0;",
-            "    s.map = (int64_t*)memory.take(most * 8);",
+            "    s.n = s.t = s.fault = s.status = s.from = s.until = s.many = 0;",
+            "    s.fault_at = INT64_MAX;",
+            "    s.map = (int64_t*)memory.take(most * 8), s.slot = (int64_t*)memory.take(most * 8);",
             "    s.fin = (uint8_t*)memory.take(flags), s.was = (uint8_t*)memory.take(flags), s.late = (uint8_t*)memory.take(flags);",
             "    memset(s.late, 0, (size_t)flags);",
             "    s.arena = memory.take(arena_bytes(o) * threads);",
@@ -335,7 +369,7 @@ class _Text:
             "        o.lengths[R] = (int32_t)t, o.finished[R] = 1;",
         ]
         lines += [f"        memcpy(o.final_{b.name} + R * ({b.per_row}), s.{b.name} + r * ({b.per_row}), {_bytes(b)});" for b in rows]
-        lines.append("        if (r == last) continue;\n        s.map[r] = s.map[last];")
+        lines.append("        if (r == last) continue;\n        s.map[r] = s.map[last], s.slot[r] = s.slot[last];")
         lines += [f"        memcpy(s.{b.name} + r * ({b.per_row}), s.{b.name} + last * ({b.per_row}), {_bytes(b)});" for b in rows]
         return "\n".join([*lines, "    }", "}\n"])
 
@@ -355,6 +389,7 @@ class _Text:
             "        const int64_t t = s.t + 1;",
             "        step(o, s, t, crew);",
             f"        for (int64_t r = 0; r < {flags}; ++r) s.fault |= s.late[r];",
+            "        s.fault |= t >= s.fault_at;",
             "        if (s.fault) return;",
         ]
         for buffer in self.phases.carried.values():

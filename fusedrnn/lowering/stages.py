@@ -10,6 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import Graph, Node
 
+from ..capture import ops
 from ..capture.program import INVARIANT, Program
 from ..optimise.graph import aten, value
 
@@ -36,6 +37,7 @@ class Product:
         weight: the node of the weight, known before the loop.
         carried: the carried leaf that ``left`` is, element for element; None where a phase computes it.
         after: the phase that computes ``left``; -1 before the first.
+        ahead: ``left`` depends on nothing but the time: the product is made for several steps at once.
     """
 
     node: Node
@@ -43,6 +45,7 @@ class Product:
     weight: Node
     carried: Node | None
     after: int
+    ahead: bool = False
 
 
 @dataclass
@@ -73,12 +76,16 @@ class Stages:
 def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> Stages:
     """The stages of a graph; ``of_rows`` says whether a node's result belongs to rows."""
     found = Stages()
+    timed: set[Node] = set()
     sources = iter(program.sources)
     for node in graph.nodes:
         if node.op == "placeholder":
-            if next(sources).kind in INVARIANT:
+            kind = next(sources).kind
+            if kind in INVARIANT:
                 found.invariant.add(node)
             else:
+                if kind == "time":
+                    timed.add(node)
                 found.carried.append(node)
                 found.phase_of[node] = 0
         elif node.op == "get_attr":
@@ -90,15 +97,30 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
         elif _is_product(node, found, of_rows):
             left, weight = node.args
             carried = _carried(left, found)  # type: ignore[arg-type]
+            if left in timed:
+                found.products.append(Product(node, left, weight, None, -1, ahead=True))  # type: ignore[arg-type]
+                found.phase_of[node] = 0
+                continue
             after = -1 if carried is not None else found.phase_of[left]  # type: ignore[index]
             found.products.append(Product(node, left, weight, carried, after))  # type: ignore[arg-type]
             found.phase_of[node] = after + 1
             found.phases = max(found.phases, after + 2)
         else:
+            if _depends_on_time(node, timed, found.invariant):
+                timed.add(node)
             found.phase_of[node] = max(found.phase_of[operand] for operand in node.all_input_nodes if operand in found.phase_of)
     found.weights = list(dict.fromkeys(product.weight for product in found.products))
     found.before = _before(graph, found)
     return found
+
+
+# Look-ups that fail where an index is out of range: for a step that may never be, none is made.
+_MAY_FAIL = {aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default, aten.index_put.default, ops.within}
+
+
+def _depends_on_time(node: Node, timed: set[Node], invariant: set[Node]) -> bool:
+    known = all(operand in timed or operand in invariant for operand in node.all_input_nodes)
+    return known and node.target not in _MAY_FAIL
 
 
 def _is_product(node: Node, found: Stages, of_rows: Callable[[Node], bool]) -> bool:

@@ -121,12 +121,17 @@ class G2P(nn.Module):
 
     def encode(self, graphemes: torch.Tensor, lengths: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """The encoder's last state ``[B, H]`` of each word, from ``graphemes`` ``[T, B]`` and ``lengths`` ``[B]``, both int64."""
-        inputs = self.grapheme_embedding(graphemes)
-        initial_state = inputs.new_zeros(len(lengths), self.encoder.hidden_size)
+        initial_state = self.grapheme_embedding.weight.new_zeros(len(lengths), self.encoder.hidden_size)
 
         def loop_fn(time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> Any:
             next_state = initial_state if state is None else state
-            return time >= lengths, inputs[time], next_state, (), None  # only the last state counts: nothing is emitted
+            return (
+                time >= lengths,
+                self.grapheme_embedding(graphemes[time]),
+                next_state,
+                (),
+                None,
+            )  # only the last state counts: nothing is emitted
 
         _, final_state, _ = raw_rnn(self.encoder, loop_fn, scope="g2p.encode", backend=backend)
         return final_state  # type: ignore[no-any-return]
