@@ -16,8 +16,10 @@ from .cells import (
     RNNCell,
     ZoneoutWrapper,
 )
+from .compiled import Loop, compile
 from .decode import dynamic_decode
 from .errors import PlanError
+from .fallback import fallbacks
 from .loop import raw_rnn
 from .rnn import bidirectional_dynamic_rnn, dynamic_rnn
 from .tensor_array import TensorArray
@@ -30,6 +32,7 @@ __all__ = [
     "DropoutWrapper",
     "GRUCell",
     "LSTMCell",
+    "Loop",
     "LuongAttention",
     "MultiRNNCell",
     "PlanError",
@@ -39,8 +42,10 @@ __all__ = [
     "ZoneoutWrapper",
     "__version__",
     "bidirectional_dynamic_rnn",
+    "compile",
     "dynamic_decode",
     "dynamic_rnn",
+    "fallbacks",
     "feedback",
     "random",
     "raw_rnn",

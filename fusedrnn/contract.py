@@ -150,7 +150,7 @@ def start(call: Call, frame: Frame) -> Start:
     frame.begin_step(0)
     with reads.Reads(frame):
         result = asked(call, clock(0), None, None, None)
-    finished, next_input, state, emit, loop_state = _unpacked(result, 0)
+    finished, next_input, state, emit, loop_state = unpacked(result, 0)
 
     inputs_port, inputs = Port.of("next_input", next_input)
     shapes = [leaf.shape for leaf in inputs_port.leaves if leaf.shape]
@@ -185,7 +185,7 @@ def step(call: Call, begun: Start, frame: Frame, time: int, finished: torch.Tens
 
 def settled(call: Call, begun: Start, time: int, finished: torch.Tensor, output: Tree, result: Any) -> Step:
     """What loop_fn returned at a time from 1 on, checked, for the cell's ``output``. ``finished`` is what was known before the call."""
-    next_finished, next_input, next_state, emit, next_loop_state = _unpacked(result, time)
+    next_finished, next_input, next_state, emit, next_loop_state = unpacked(result, time)
     flags = finished | finished_flags(next_finished, begun.batch, begun.device, time)
     if emit is None:
         raise ValueError(f"emit_output at time {time} must be a tensor or a tree of them, got None; only time 0 may give None")
@@ -271,7 +271,8 @@ def clock(time: int) -> torch.Tensor:
     return torch.tensor(time, dtype=torch.int32, device="cpu")
 
 
-def _unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
+def unpacked(result: Any, time: int) -> tuple[Any, Any, Any, Any, Any]:
+    """The five values that loop_fn returned."""
     if isinstance(result, (tuple, list)) and len(result) == 5:
         return tuple(result)
     names = "(finished, next_input, next_cell_state, emit_output, next_loop_state)"

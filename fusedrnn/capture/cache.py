@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 
@@ -51,6 +51,25 @@ def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torc
     if program.draws and frame.lineage:
         raise NotCapturable("a loop within a loop draws random numbers: give it a seed of its own")
     return program, walk.tensors
+
+
+T = TypeVar("T")
+
+
+def unchanged_by(call: Call, trace: Callable[[list[torch.Tensor]], T]) -> T | None:
+    """What ``trace`` makes of the closed-over tensors; None if it cannot, or if tracing changes anything, which is undone."""
+    walk = closure.walk(call.cell, call.loop_fn)
+    if walk.unknown or walk.impure:
+        return None
+    before = closure.Snapshot(walk)
+    try:
+        made = trace(walk.tensors)
+    except Exception:  # the step has been captured: what goes wrong here only costs the call of loop_fn at time 0
+        return None
+    finally:
+        changes = before.changes()
+        before.restore()
+    return None if changes else made
 
 
 def clear() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import sympy
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,7 +23,7 @@ from . import ops, refusal
 from .arrays import TracedArray
 from .program import Program, Source, Target, Write
 from .refusal import NotCapturable
-from .sizes import fits
+from .sizes import Fits, fits
 from .tracing import Tracing
 
 
@@ -37,17 +38,24 @@ def capture(call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> Progra
         NotCapturable: the step does what a graph cannot hold.
         TypeError, ValueError: loop_fn's result is not what `raw_rnn` says it must be.
     """
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-        # Making a fake of a tensor looks at its .grad, which warns where that tensor is no leaf.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
-        first = _Capture(call, begun, tensors, {})
+    with tracing():
+        first = Capture(call, begun, tensors, {})
         program = first.program()
         more = first.reads_of_fixed_sizes()
         # A tensor that is read along time, but has no batch size to be known by: again, with its length free.
-        return _Capture(call, begun, tensors, more).program() if more else program
+        return Capture(call, begun, tensors, more).program() if more else program
 
 
-class _Capture:
+@contextmanager
+def tracing() -> Iterator[None]:
+    """The settings of a tracing, whatever those of the call."""
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+        # Making a fake of a tensor looks at its .grad, which warns where that tensor is no leaf.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
+        yield
+
+
+class Capture:
     """One tracing: what the fakes are made of and what is found out on the way."""
 
     def __init__(self, call: Call, begun: Start, tensors: Sequence[torch.Tensor], read_along: dict[int, set[int]]) -> None:
@@ -65,7 +73,18 @@ class _Capture:
         self.mode: Tracing | None = None
 
     def program(self) -> Program:
-        fakes = self._fakes()
+        module, fakes = self.traced()
+        used = self.without_unused(module)
+        holds, batch, symbols = self.holds(fakes)
+        assert self.emit_port is not None
+        return Program(
+            module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
+            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
+        )  # fmt: skip
+
+    def traced(self) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
+        """The graph, and the tensors without data that it was traced with."""
+        fakes = self.fakes()
         function: Callable[..., list[torch.Tensor]] = torch.func.functionalize(self._traced_step, remove="mutations")
         try:
             with self.fake_mode, node_meta.preserve_node_meta():
@@ -78,14 +97,12 @@ class _Capture:
                 raise
             raise refused from error
         self._refuse_leftovers(module)
-        lifted = [(source.place, fake) for source, fake in zip(self.sources, fakes, strict=True) if source.kind == "tensor"]
-        used = self._without_unused(module)
-        holds, batch, symbols = fits(self.shape_env, self.batch, lifted)
-        assert self.emit_port is not None
-        return Program(
-            module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
-            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
-        )  # fmt: skip
+        return module, fakes
+
+    def holds(self, fakes: Sequence[torch.Tensor]) -> tuple[Fits, sympy.Expr, dict[str, tuple[int, int]]]:
+        """For which sizes the graph holds; as `fits`."""
+        lifted = [(place, fake) for (kind, place), fake in zip(self.sources, fakes, strict=True) if kind == "tensor"]
+        return fits(self.shape_env, self.batch, lifted)
 
     def reads_of_fixed_sizes(self) -> dict[int, set[int]]:
         """The closed-over tensors, by identity, that are read along a dimension that was not free, with those dimensions."""
@@ -106,10 +123,10 @@ class _Capture:
         source = ConstantSource(f"size{self.symbols}")
         return self.fake_mode.from_tensor(torch.empty(size, dtype=torch.int8), symbolic_context=context, source=source).shape[0]
 
-    def _fakes(self) -> list[torch.Tensor]:
+    def fakes(self) -> list[torch.Tensor]:
+        """A tensor without data for each source, which it notes."""
         begun = self.begun
         lengths = [self._size(7) for kind in ("state", "loop_state") for leaf in self._leaves(kind) if isinstance(leaf, TensorArray)]
-        lifted = [self._lifted_shape(tensor) for tensor in self.tensors]
 
         def fake(kind: str, place: int, shape: Sequence[Any], like: Any) -> None:
             self.sources.append(Source(kind, place))
@@ -128,11 +145,18 @@ class _Capture:
                     by_rows = kind != "loop_state" and leaf.ndim
                     shape = (self.batch, *leaf.shape[1:]) if by_rows else self._carried_shape(leaf.shape)
                     fake(kind, place, shape, leaf)
+        self.add_closed_over(found)
+        return found
+
+    def add_closed_over(self, found: list[torch.Tensor]) -> None:
+        """The seed and the closed-over tensors."""
+        shapes = [self._lifted_shape(tensor) for tensor in self.tensors]
+        with self.fake_mode:
             self.sources.append(Source("seed"))
             found.append(torch.empty((), dtype=torch.int64))
             for place, tensor in enumerate(self.tensors):
-                fake("tensor", place, lifted[place], tensor)
-        return found
+                self.sources.append(Source("tensor", place))
+                found.append(torch.empty(tuple(shapes[place]), dtype=tensor.dtype, device=tensor.device))
 
     def _leaves(self, kind: str) -> list[Any]:
         return {"inputs": self.begun.inputs, "state": self.begun.state, "loop_state": self.begun.loop_state or []}[kind]
@@ -163,19 +187,22 @@ class _Capture:
         by_kind: dict[str, dict[int, torch.Tensor]] = {}
         for source, argument in zip(self.sources, arguments, strict=True):
             by_kind.setdefault(source.kind, {})[source.place] = argument
-        clock, finished = by_kind["time"][0], by_kind["finished"][0]
+        clock = self.clock_of(by_kind)
         stand_ins = {id(self.tensors[place]): traced for place, traced in by_kind.get("tensor", {}).items()}
         with frames.running() as frame:
             frame.lineage, frame.clock, frame.seed = 0, clock, by_kind["seed"][0]
             self.mode = mode = Tracing(frame, clock, stand_ins)
             with _fresh_meta(), mode:
                 self.targets, self.writes = [], []
-                return self._outputs(mode, clock, finished, by_kind)
+                return self.traced_outputs(mode, by_kind)
 
-    def _outputs(
-        self, mode: Tracing, clock: torch.Tensor, finished: torch.Tensor, by_kind: dict[str, dict[int, torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        begun = self._symbolic_start()
+    def clock_of(self, by_kind: dict[str, dict[int, Any]]) -> torch.Tensor:
+        """The time of the loop_fn call that is traced."""
+        return by_kind["time"][0]  # type: ignore[no-any-return]
+
+    def traced_outputs(self, mode: Tracing, by_kind: dict[str, dict[int, torch.Tensor]]) -> list[torch.Tensor]:
+        """What the graph computes; the targets are noted."""
+        begun, clock, finished = self.symbolic_start(), mode.clock, by_kind["finished"][0]
         inputs = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in by_kind["inputs"].values()]
         state = self._carried("state", mode, by_kind)
         seen = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in state]
@@ -231,7 +258,7 @@ class _Capture:
             for place, leaf in enumerate(self._leaves(kind))
         ]
 
-    def _symbolic_start(self) -> Start:
+    def symbolic_start(self) -> Start:
         """What time 0 settled, with the batch size as the symbol."""
         begun, batch = self.begun, self.batch
 
@@ -263,7 +290,7 @@ class _Capture:
             if node.op == "call_function" and node.target is torch.ops.aten._local_scalar_dense.default:
                 raise NotCapturable("the step turns a tensor into a Python number: keep it a tensor", where)
 
-    def _without_unused(self, module: torch.fx.GraphModule) -> tuple[Source, ...]:
+    def without_unused(self, module: torch.fx.GraphModule) -> tuple[Source, ...]:
         """Drop what no output needs, placeholders too; the sources that are left."""
         module.graph.eliminate_dead_code()
         used = []

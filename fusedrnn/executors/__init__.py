@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,8 +67,8 @@ def choose(backend: str) -> str:
     return backend
 
 
-def execute(backend: str, call: Call) -> Result:
-    """Run a call on the executor that the backend stands for.
+def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
+    """Run a call on the executor that the backend stands for; ``compile_now``: without waiting until compiling it is worth its time.
 
     Raises:
         ValueError, PlanError: as `choose`; PlanError too where a named executor cannot run this loop.
@@ -89,11 +90,51 @@ def execute(backend: str, call: Call) -> Result:
         except Exception as error:
             return _untraceable(backend, call, frame, begun, error)
         if backend == "auto":
-            return _weighed(call, frame, begun, program, tensors)
+            return _weighed(call, frame, begun, program, tensors, compile_now)
         try:
             return (native if backend == "native" else stepwise).run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A loop at time 0, captured and where possible compiled.
+
+    Attributes:
+        begun: what time 0 settled.
+        program, tensors: as `fusedrnn.capture.cache.captured` gives them.
+        native: the compiled loop; None where ``refused`` says why there is none.
+    """
+
+    begun: Start
+    program: Program
+    tensors: list[torch.Tensor]
+    native: native.Native | None
+    refused: NotCapturable | None
+
+
+def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
+    """Capture and compile a loop without running it; what the loop itself does wrong shows when it runs."""
+    with frames.running() as frame, branches.taken():
+        begun = contract.start(call, frame)
+        try:
+            _refuse_surroundings(begun)
+            program, tensors = cache.captured(call, frame, begun)
+        except NotCapturable as refused:
+            return refused
+        except Exception as error:
+            return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}")
+        refused = None
+        if backend in ("auto", "native"):
+            with torch.no_grad():
+                refused = native_refusal(call, begun, program, tensors)
+            try:
+                if refused is None:
+                    return Prepared(begun, program, tensors, native.compiled(program), None)
+            except NotCapturable as error:
+                refused = error
+        return Prepared(begun, program, tensors, None, refused)
 
 
 def _untraceable(backend: str, call: Call, frame: Frame, begun: Start, error: Exception) -> Result:
@@ -116,10 +157,10 @@ def _refuse_surroundings(begun: Start) -> None:
         raise NotCapturable("the loop runs while torch traces it, which only 'reference' takes part in")
 
 
-def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor], now: bool) -> Result:
     """Natively where that is possible and worth compiling, else step by step."""
     refused = native_refusal(call, begun, program, tensors)
-    if refused is None and worth_compiling(program):
+    if refused is None and (now or worth_compiling(program)):
         try:
             return native.run(call, frame, begun, program, tensors)
         except NotCapturable as error:

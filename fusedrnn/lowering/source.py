@@ -38,7 +38,7 @@ class LoopSource:
         slots: the names of the entries of ``a``, in order.
         before: the entry of each tensor that is known before the loop (contiguous).
         weights: the entry of each matrix (packed).
-        carried: (source, entry of the initial leaf, entry of the final one) of each carried leaf.
+        carried: (source, entry of the initial leaf, entry of the final one where it is returned) of each carried leaf.
         emits: (target, entry) of each emit and each write.
         symbols: the sizes among the entries.
         retires: rows leave when they finish.
@@ -54,7 +54,7 @@ class LoopSource:
     slots: list[str]
     before: dict[Node, str]
     weights: dict[Node, str]
-    carried: list[tuple[Source, str, str]]
+    carried: list[tuple[Source, str, str | None]]
     emits: list[tuple[Target, str]]
     symbols: dict[str, Any]
     retires: bool
@@ -172,8 +172,10 @@ class _Text:
             self.outer_types[name] = f"const {C_TYPES[_wide(value(node).dtype)]}*"
         carried = []
         for node, buffer in phases.carried.items():
-            self.outer_types |= {f"init_{buffer.name}": f"const {buffer.kind}*", f"final_{buffer.name}": f"{buffer.kind}*"}
-            carried.append((self.source_of[node], f"init_{buffer.name}", f"final_{buffer.name}"))
+            self.outer_types[f"init_{buffer.name}"] = f"const {buffer.kind}*"
+            if self._is_returned(node):
+                self.outer_types[f"final_{buffer.name}"] = f"{buffer.kind}*"
+            carried.append((self.source_of[node], f"init_{buffer.name}", f"final_{buffer.name}" if self._is_returned(node) else None))
         for _, name, kind in phases.emits:
             self.outer_types[name] = f"{kind}*"
         text = self._text()
@@ -181,6 +183,12 @@ class _Text:
             text, self.module, list(self.outer_types), phases.externals, phases.weights, carried,
             [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages, self.program, self.moved,
         )  # fmt: skip
+
+    def _is_returned(self, node: Node) -> bool:
+        return self.source_of[node].kind in ("state", "loop_state")
+
+    def _returned(self) -> list[Buffer]:
+        return [buffer for node, buffer in self.phases.carried.items() if self._is_returned(node)]
 
     def _text(self) -> str:
         phases = self.phases
@@ -328,7 +336,7 @@ class _Text:
                 lines.append("        if (o.init_fin[b]) {\n            o.lengths[b] = 0, o.finished[b] = 1;")
                 lines += [
                     f"            memcpy(o.final_{b.name} + b * ({b.per_row}), o.init_{b.name} + b * ({b.per_row}), {_bytes(b)});"
-                    for b in leaves
+                    for b in self._returned()
                     if b.of_rows
                 ]
                 lines.append("            continue;\n        }")
@@ -368,7 +376,11 @@ class _Text:
             "        const int64_t R = s.map[r], last = --s.n;",
             "        o.lengths[R] = (int32_t)t, o.finished[R] = 1;",
         ]
-        lines += [f"        memcpy(o.final_{b.name} + R * ({b.per_row}), s.{b.name} + r * ({b.per_row}), {_bytes(b)});" for b in rows]
+        lines += [
+            f"        memcpy(o.final_{b.name} + R * ({b.per_row}), s.{b.name} + r * ({b.per_row}), {_bytes(b)});"
+            for b in self._returned()
+            if b.of_rows
+        ]
         lines.append("        if (r == last) continue;\n        s.map[r] = s.map[last], s.slot[r] = s.slot[last];")
         lines += [f"        memcpy(s.{b.name} + r * ({b.per_row}), s.{b.name} + last * ({b.per_row}), {_bytes(b)});" for b in rows]
         return "\n".join([*lines, "    }", "}\n"])
@@ -399,7 +411,7 @@ class _Text:
 
     def _finish(self) -> str:
         """The final leaves of rows that did not finish, or of all where none leaves."""
-        leaves = list(self.phases.carried.values())
+        leaves = self._returned()
         lines = ["// Hand over what a group still has.", "void finish(const Outer& o, Group& s) {", self._sizes()]
         if self.locality is not None:
             lines.append("    for (int64_t r = 0; r < s.n; ++r) {\n        const int64_t R = s.map[r];")
@@ -438,7 +450,7 @@ class _Text:
         return count([size_text(size) for size in shape(node)[1:]])
 
     def _run(self) -> str:
-        uniform = [buffer for buffer in self.phases.carried.values() if not buffer.of_rows and self.locality is not None]
+        uniform = [buffer for buffer in self._returned() if not buffer.of_rows and self.locality is not None]
         lines = [
             "// Runs the loop, or goes on with a session. Returns 0: done; 1: the room for emits is full, call again with more; 2: a fault.",
             'extern "C" int64_t run(int64_t* a) {',

@@ -1,0 +1,184 @@
+"""compile: a cell and a loop_fn in, a loop out that can be run again and again with little between the calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import executors, frames
+from .capture import cache
+from .capture.closure import Binder
+from .capture.first import First, capture_first
+from .capture.refusal import NotCapturable
+from .cells.protocol import as_cell
+from .contract import Call, LoopFn, Port, Start
+from .errors import PlanError
+from .executors import native
+from .frames import Frame
+from .result import Result
+
+
+@dataclass
+class _Kept:
+    """The tensors of the last call as they were then, and the loop bound to them."""
+
+    versions: list[tuple[int, int]]
+    shapes: list[torch.Size]
+    tensors: list[torch.Tensor]  # held, so that no other tensor gets their addresses
+    bound: native.Bound
+
+
+@dataclass
+class _Ready:
+    """A loop whose time 0 is compiled too.
+
+    Attributes:
+        bind: gives the closed-over tensors, or None if the program may not fit them.
+        begun: of the call that was prepared; a call with another batch size prepares anew.
+        emit_port: of that batch size.
+        needs_grad: some closed-over tensor requires a gradient: with gradients on, the slower way is taken.
+        can_keep: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
+        kept: the last call's.
+    """
+
+    bind: Binder
+    first: First
+    begun: Start
+    prepared: executors.Prepared
+    emit_port: Port
+    needs_grad: bool
+    can_keep: bool
+    kept: _Kept | None = None
+
+
+class Loop:
+    """A compiled loop; `compile` makes it.
+
+    Calling it runs the loop, as `raw_rnn` would: what the cell and loop_fn close over is looked at anew in every call, so new values and
+    new tensors count. It may be called from several threads.
+    """
+
+    def __init__(self, cell: Any, loop_fn: LoopFn, backend: str, max_steps: int | None) -> None:
+        self.cell, self.loop_fn, self.backend = cell, loop_fn, backend
+        self._call = Call(as_cell(cell), loop_fn, max_steps=max_steps)
+        self._ready: _Ready | None = None
+
+    def __repr__(self) -> str:
+        return f"Loop({type(self.cell).__name__}, {getattr(self.loop_fn, '__qualname__', type(self.loop_fn).__name__)}, backend={self.backend!r})"
+
+    def __call__(self) -> Result:
+        """Run the loop.
+
+        Returns, raises: as `raw_rnn`.
+        """
+        ready = self._ready
+        if ready is not None:
+            result = self._fast(ready)
+            if result is not None:
+                return result
+        result = executors.execute(self.backend, self._call, compile_now=True)
+        self._prepare(must=False)
+        return result
+
+    def warmup(self) -> Loop:
+        """Capture and compile now, so that the first call does not have to; returns the loop.
+
+        Raises:
+            PlanError: the named backend cannot run it.
+        """
+        self._prepare(must=True)
+        return self
+
+    def explain(self) -> Any:
+        """As `fusedrnn.explain`."""
+        from .explanation import explain
+
+        return explain(self.cell, self.loop_fn, backend=self.backend, max_steps=self._call.max_steps)
+
+    def _prepare(self, *, must: bool) -> None:
+        backend = executors.choose(self.backend)
+        if backend == "reference":
+            return
+        prepared = executors.prepare(backend, self._call)
+        refused = prepared if isinstance(prepared, NotCapturable) else prepared.refused
+        if refused is not None and must and backend != "auto":
+            raise PlanError(refused.reason, refused.location) from refused
+        self._ready = None
+        if isinstance(prepared, NotCapturable) or prepared.native is None:
+            return
+        first = cache.unchanged_by(self._call, lambda tensors: capture_first(self._call, prepared.begun, tensors))
+        if first is not None:
+            program, tensors = prepared.program, prepared.tensors
+            draws = program.draws or any(source.kind == "seed" for source in first.sources)
+            self._ready = _Ready(
+                Binder(self._call.cell, self.loop_fn), first, prepared.begun, prepared, program.emits(prepared.begun.batch),
+                any(tensor.requires_grad for tensor in tensors), not draws and not any(tensor.is_inference() for tensor in tensors),
+            )  # fmt: skip
+
+    def _fast(self, ready: _Ready) -> Result | None:
+        """A call that finds everything as it was prepared; None where it does not."""
+        tensors = ready.bind()
+        if tensors is None or (ready.needs_grad and torch.is_grad_enabled()) or frames.current() is not None:
+            return None
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if ready.can_keep else None
+        kept = ready.kept
+        if kept is not None and kept.versions == versions and kept.shapes == [tensor.shape for tensor in tensors]:
+            bound = kept.bound
+        else:
+            found = self._bind(ready, tensors)
+            if found is None:
+                return None
+            bound = found
+            if versions is not None:
+                ready.kept = _Kept(versions, [tensor.shape for tensor in tensors], tensors, bound)
+        ended = bound.run()
+        return None if ended is None else native.result(self._call, bound.begun, ready.emit_port, ended)
+
+    def _bind(self, ready: _Ready, tensors: list[torch.Tensor]) -> native.Bound | None:
+        """Time 0 with these tensors; None where the program does not fit them, or there is no step to take."""
+        begun, program = ready.begun, ready.prepared.program
+        if not ready.first.fits(begun.batch, tensors) or not program.fits(begun.batch, tensors) or ready.prepared.native is None:
+            return None
+        frame = Frame(0)
+        trees: dict[str, list[Any]] = {
+            "finished": [None], "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []), "past": [None],
+        }  # fmt: skip
+        with torch.no_grad():
+            outputs = ready.first.run(*[
+                tensors[source.place] if source.kind == "tensor" else torch.tensor(frame.seed, dtype=torch.int64)
+                for source in ready.first.sources
+            ])  # fmt: skip
+        for target, output in zip(ready.first.targets, outputs, strict=True):
+            trees[target.kind][target.place] = output
+        finished, past = trees["finished"][0], trees["past"][0]
+        if bool(finished.all()) or (past is not None and bool(past.any())):
+            return None
+        begun = replace(
+            begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
+            loop_state=None if begun.loop_state is None else trees["loop_state"],
+        )  # fmt: skip
+        return native.Bound(ready.prepared.native, program, self._call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+
+
+def compile(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int | None = None) -> Loop:
+    """A loop to be run more than once: captured once, time 0 included, and compiled without waiting until that is worth its time.
+
+    Args:
+        cell, loop_fn, max_steps: as for `raw_rnn`. Their parameters and closed-over tensors are the loop's inputs.
+        backend: as for `raw_rnn`; "auto" compiles for the CPU where that is possible.
+
+    Returns:
+        A `Loop`; call it to run.
+
+    Raises:
+        TypeError, ValueError: as `raw_rnn` for these arguments.
+        PlanError: this machine does not have the named backend.
+    """
+    if not callable(loop_fn):
+        raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
+    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
+        raise ValueError(f"max_steps must be an int that is not negative, or None, got {max_steps!r}")
+    executors.choose(backend)
+    return Loop(cell, loop_fn, backend, max_steps)

@@ -1,0 +1,240 @@
+"""A native loop, bound to the tensors of a call. In: a compiled loop, time 0 and the closed-over tensors; out: what the loop leaves."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import sympy
+import torch
+
+from ..capture.program import Program, Source
+from ..capture.sizes import expression
+from ..contract import Call, Start
+from ..lowering.source import LoopSource
+from ..optimise.bounds import bounds
+from ..optimise.graph import value
+from ..tensor_array import TensorArray
+from .prologue import Prologue
+
+_FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; then twice as many, and so on
+_MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound is known
+_ROWS_EACH = 8  # rows that a thread of its own is worth having for
+_ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
+_MOST_GROUPS = 64  # as many as the C++ has room for
+ENDLESS = 2**31 - 2  # times are int32
+
+
+@dataclass
+class Native:
+    """A program, compiled.
+
+    Attributes:
+        source: the C++.
+        seconds: that compiling took; about 0 where it was found on disk.
+    """
+
+    source: LoopSource
+    library: ctypes.CDLL
+    prologue: Prologue
+    seconds: float
+    slot: dict[str, int]
+
+
+@dataclass
+class End:
+    """What a loop leaves.
+
+    Attributes:
+        steps: how many it took.
+        made: by target: all steps of each emit and write.
+        leaves: the final leaves of the state and of loop_state, arrays as they were at the start.
+        writes: the program's writes.
+        lengths, finished: of the rows.
+    """
+
+    steps: int
+    made: dict[tuple[str, int], torch.Tensor]
+    leaves: dict[str, list[Any]]
+    writes: Sequence[Any]
+    lengths: torch.Tensor
+    finished: torch.Tensor
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.made.values(), *[leaf for tree in self.leaves.values() for leaf in tree if isinstance(leaf, torch.Tensor)]]
+
+    def replaced(self, tensors: Sequence[torch.Tensor]) -> End:
+        """The same with other tensors, in the order of `tensors`."""
+        given = iter(tensors)
+        made = {key: next(given) for key in self.made}
+        leaves = {kind: [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in tree] for kind, tree in self.leaves.items()}
+        return End(self.steps, made, leaves, self.writes, self.lengths, self.finished)
+
+    def tree(self, kind: str) -> list[Any]:
+        """The final leaves of a tree, with what was written to its arrays."""
+        leaves = self.leaves[kind]
+        if self.writes:
+            leaves = list(leaves)
+            for place, write in enumerate(self.writes):
+                if write.kind == kind:
+                    leaves[write.place] = _written(leaves[write.place], self.made["index", place], self.made["value", place])
+        return leaves
+
+
+def _written(array: TensorArray, indices: torch.Tensor, elements: torch.Tensor) -> TensorArray:
+    """The array with every step's write."""
+    for index, element in zip(indices.tolist(), elements.unbind(0), strict=True):
+        array = array.write(index, element)
+    return array
+
+
+class Bound:
+    """A native loop and the tensors that it reads. Each `run` makes what it writes, so that runs may overlap.
+
+    Args:
+        native, program, call: the loop.
+        begun: what time 0 settled; its leaves are only read.
+        tensors: the closed-over ones.
+        seed: of the loop; None where it draws nothing.
+    """
+
+    def __init__(
+        self, native: Native, program: Program, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None
+    ) -> None:
+        self.native, self.program, self.begun = native, program, begun
+        source, slot = native.source, native.slot
+        self._entries = (ctypes.c_int64 * len(slot))()
+        self._alive: list[torch.Tensor] = []  # what the entries point to
+        self._symbols = {name: _size(program, name, begun.batch, tensors) for name in self._names_of_sizes(source)}
+        leaves: dict[str, Any] = {
+            "finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [],
+            "token": {place: self._first_tokens(size) for place, size in source.moved.tables.items()},
+        }  # fmt: skip
+        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs)}
+        given |= {Source("initial token", place): leaf for place, leaf in leaves["token"].items()}
+        if seed is not None:
+            given[Source("seed")] = torch.tensor(seed, dtype=torch.int64)
+        with torch.no_grad():
+            self._bind_known(tensors, given)
+        for name in source.symbols:
+            self._entries[slot[name]] = self._symbols[name]
+        self._returned: list[tuple[str, int, int, torch.Size, torch.dtype]] = []
+        for carried, init, last in source.carried:
+            leaf = self._point(init, leaves[carried.kind][carried.place])
+            if last is not None:
+                self._returned.append((carried.kind, carried.place, slot[last], leaf.shape, leaf.dtype))
+        self._point("init_fin", begun.finished)
+        self._kept = {"state": list(begun.state), "loop_state": list(begun.loop_state or [])}
+        self._emits = self._rooms(source)
+        self._bind_limits(call, source)
+
+    def _names_of_sizes(self, source: LoopSource) -> set[str]:
+        names = set(source.symbols)
+        for size in [*self.program.symbols, *source.moved.tables.values()]:
+            names |= {size} if isinstance(size, str) else {str(symbol) for symbol in expression(size).free_symbols}
+        return names
+
+    def _point(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().contiguous()
+        self._alive.append(tensor)
+        self._entries[self.native.slot[name]] = tensor.data_ptr()
+        return tensor
+
+    def _bind_known(self, tensors: Sequence[torch.Tensor], given: Mapping[Source, torch.Tensor]) -> None:
+        prologue, source = self.native.prologue, self.native.source
+        for node, entry in source.before.items():
+            self._point(entry, prologue.bound(node, tensors, given))
+        for node, entry in source.weights.items():
+            self._point(entry, prologue.bound(node, tensors, given, partial(packed, self.native.library)))
+
+    def _bind_limits(self, call: Call, source: LoopSource) -> None:
+        slot, batch = self.native.slot, self.begun.batch
+        self._limit = ENDLESS if call.max_steps is None else call.max_steps
+        known = [self._number(bound) for bound in bounds(self.program)]
+        self._bound = min([self._limit, *known])
+        threads = torch.get_num_threads()
+        groups = max(min(threads, _MOST_GROUPS, batch // _ROWS_EACH) if source.retires else 1, 1)
+        rows = 1 if source.locality is None else -(-batch // groups)
+        of_row = batch if source.locality is None else 1
+        ahead = max(_ROWS_AHEAD // max(of_row, 1), rows) if call.parallel_iterations is None else rows * call.parallel_iterations
+        for name, number in (("B", batch), ("limit", self._limit), ("threads", threads), ("groups", groups), ("rows_ahead", ahead)):
+            self._entries[slot[name]] = number
+
+    def _number(self, size: Any) -> int:
+        """A size of the graph as a number."""
+        expr = size if isinstance(size, sympy.Expr) else expression(size)
+        return int(expr.xreplace({symbol: self._symbols.get(str(symbol), self.begun.batch) for symbol in expr.free_symbols}))
+
+    def _first_tokens(self, size: Any) -> torch.Tensor:
+        """What stands for the inputs of the first step: the rows behind a table of that size."""
+        first = self._number(size)
+        return torch.arange(first, first + self.begun.batch)
+
+    def _rooms(self, source: LoopSource) -> list[tuple[tuple[str, int], int, list[int], torch.dtype]]:
+        """(target, entry, sizes of a step, dtype) of each emit and write."""
+        outputs = dict(
+            zip(source.program.targets, next(n for n in reversed(source.module.graph.nodes) if n.op == "output").args[0], strict=True)
+        )
+        found = []
+        for target, name in source.emits:
+            made = value(outputs[target])
+            dtype = torch.int64 if target.kind == "index" else made.dtype
+            found.append(((target.kind, target.place), self.native.slot[name], [self._number(size) for size in made.shape], dtype))
+        return found
+
+    def run(self) -> End | None:
+        """The loop; None where a row looked where there is nothing."""
+        slot = self.native.slot
+        entries = type(self._entries).from_buffer_copy(self._entries)
+        batch = self.begun.batch
+        leaves = {kind: list(kept) for kind, kept in self._kept.items()}
+        for kind, place, entry, shape, dtype in self._returned:
+            leaf = leaves[kind][place] = torch.empty(shape, dtype=dtype)
+            entries[entry] = leaf.data_ptr()
+        finished, lengths = torch.empty(batch, dtype=torch.bool), torch.empty(batch, dtype=torch.int32)
+        entries[slot["finished"]], entries[slot["lengths"]] = finished.data_ptr(), lengths.data_ptr()
+        room, base = self._room(), 0
+        pieces: list[list[torch.Tensor]] = []
+        status = 1
+        while status == 1:
+            entries[slot["base"]], entries[slot["capacity"]] = base, room
+            pieces.append([torch.empty((room, *shape), dtype=dtype) for _, _, shape, dtype in self._emits])
+            for (_, entry, _, _), piece in zip(self._emits, pieces[-1], strict=True):
+                entries[entry] = piece.data_ptr()
+            status = self.native.library.run(ctypes.addressof(entries))
+            base += room
+            room = min(2 * room, self._limit - base)
+        if status == 2:
+            return None
+        steps = entries[slot["steps"]]
+        whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        made = {key: piece[:steps] for (key, _, _, _), piece in zip(self._emits, whole, strict=True)}
+        return End(steps, made, leaves, self.program.writes, lengths, finished)
+
+    def _room(self) -> int:
+        """The steps to make room for: all that there may be, if that is not too much."""
+        size = sum(torch.Size(shape).numel() * dtype.itemsize for _, _, shape, dtype in self._emits)
+        return self._bound if self._bound * size <= _MOST_ROOM or self._bound <= _FIRST_ROOM else _FIRST_ROOM
+
+
+def _size(program: Program, name: str, batch: int, tensors: Sequence[torch.Tensor]) -> int:
+    place = program.symbols.get(name)
+    return batch if place is None else tensors[place[0]].shape[place[1]]
+
+
+def packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:
+    """A matrix as the products read it."""
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        weight = weight.float()
+    kind = "double" if weight.dtype == torch.float64 else "float"
+    inner, columns = weight.shape
+    size = getattr(library, f"packed_size_{kind}")
+    size.argtypes, size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    pack = getattr(library, f"pack_{kind}")
+    pack.argtypes, pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p], None
+    made = torch.empty(size(inner, columns), dtype=weight.dtype)  # torch's memory is 64-byte aligned
+    pack(weight.data_ptr(), *weight.stride(), inner, columns, made.data_ptr())
+    return made

@@ -1,0 +1,50 @@
+"""How many steps a loop can take at most. In: a program; out: sizes, each of which is a bound, as expressions of the graph's symbols."""
+
+from __future__ import annotations
+
+import sympy
+import torch
+from torch.fx import Node
+
+from ..capture import ops
+from ..capture.program import Program, Source, Target
+from ..capture.sizes import expression
+from .graph import aten, value
+
+_OR = (aten.bitwise_or.Tensor, aten.logical_or.default, aten.__or__.Tensor)
+_SAME = (aten.expand.default, aten.view.default, aten._to_copy.default, aten.clone.default, aten.detach.default, aten.unsqueeze.default)
+
+
+def bounds(program: Program) -> list[sympy.Expr]:
+    """The bounds: every row is finished at a time that the program compares with, or before an input that it reads step by step ends."""
+    placeholders = [node for node in program.module.graph.nodes if node.op == "placeholder"]
+    clock = dict(zip(program.sources, placeholders, strict=True)).get(Source("time"))
+    if clock is None:
+        return []
+    outputs = dict(zip(program.targets, next(n for n in program.module.graph.nodes if n.op == "output").args[0], strict=True))
+    found = _compared(outputs[Target("finished")], clock)
+    if Target("past") in outputs:  # a read past the end is an error for rows that are not finished
+        for node in program.module.graph.nodes:
+            if node.target is ops.read and node.args[1] is clock and not _is_conditional(node):
+                found.append(expression(value(node.args[0]).shape[node.args[2]]))
+    return found
+
+
+def _compared(node: Node, clock: Node) -> list[sympy.Expr]:
+    """The numbers with which the time is compared in ``a | b | time >= n``."""
+    if not isinstance(node, Node):
+        return []
+    if node.target in _OR:
+        return [bound for operand in node.args for bound in _compared(operand, clock)]  # type: ignore[arg-type]
+    if node.target in _SAME:
+        return _compared(node.args[0], clock)  # type: ignore[arg-type]
+    if node.target == aten.ge.Scalar and node.args[0] is clock:
+        number = value(node.args[1])
+        if isinstance(number, (int, torch.SymInt)):
+            return [expression(number)]
+    return []
+
+
+def _is_conditional(node: Node) -> bool:
+    """Whether a read may be that of a branch of torch.cond, which may not be taken: then a where reads it."""
+    return any(user.target == aten.where.self for user in node.users)
