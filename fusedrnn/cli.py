@@ -11,9 +11,10 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -172,7 +173,7 @@ def g2p_command(args: argparse.Namespace) -> None:
     """Print each word, a tab, and its phonemes separated by spaces, in the order of the input. Words are lines without the white space
     around them; a line without any word is reported with its number and skipped. Input is taken in chunks of 2,048 words (from a
     terminal: word by word)."""
-    executor, model = _model(args.backend)
+    model = _model(args.backend)
     words = _words(args)
     stats = _Stats()
     with _progress(args) as progress:
@@ -190,7 +191,7 @@ def g2p_command(args: argparse.Namespace) -> None:
             shape = _json_line if args.json else _text_line
             progress.write("".join(shape(word, found) for word, found in zip(chunk, phonemes, strict=True)))
     if args.stats:
-        print(f"{stats}; executor {executor}", file=sys.stderr)
+        print(stats, file=sys.stderr)
 
 
 @dataclass
@@ -200,18 +201,21 @@ class _Stats:
     encoder_steps: int = 0
     decoder_steps: int = 0
     seconds: float = 0.0  # decoding, without reading, writing and loading the model
+    executors: Counter[str] = field(default_factory=Counter)  # how many loops each ran
 
     def add(self, batch: Batch) -> None:
         self.words += len(batch.rows)
         self.batches += 1
         self.encoder_steps += batch.encoder_steps
         self.decoder_steps += batch.decoder_steps
+        self.executors.update(batch.executors)
 
     def __str__(self) -> str:
         rate = self.words / self.seconds if self.seconds else 0.0
         return (
             f"{self.words} words in {self.seconds:.3f} s, {rate:.0f} words/s; {self.encoder_steps + self.decoder_steps} steps "
-            f"(encoder {self.encoder_steps}, decoder {self.decoder_steps}) in {self.batches} batches"
+            f"(encoder {self.encoder_steps}, decoder {self.decoder_steps}) in {self.batches} batches; "
+            f"loops: {', '.join(f'{count} {name}' for name, count in self.executors.items()) or 'none'}"
         )
 
 
@@ -223,13 +227,14 @@ def _json_line(word: str, phonemes: list[str]) -> str:
     return json.dumps({"word": word, "phonemes": phonemes}, ensure_ascii=False) + "\n"
 
 
-def _model(backend: str) -> tuple[str, G2P]:
-    """The executor that will run, and the model."""
+def _model(backend: str) -> G2P:
+    """The model, if the backend is there."""
     from . import executors
     from .models import G2P
 
     try:
-        return executors.choose(backend), G2P.pretrained()
+        executors.choose(backend)
+        return G2P.pretrained()
     except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
         raise CommandError(str(error)) from error
 

@@ -23,14 +23,16 @@ class Result(_Values):
 
     Args:
         lengths, truncated: give the tensors of that name when they are asked for.
+        executor: the name of the executor that ran the loop.
     """
 
     _lengths: Fetch
     _truncated: Fetch
+    executor: str
 
-    def __new__(cls, emit_ta: Tree, final_state: Tree, final_loop_state: Tree, lengths: Fetch, truncated: Fetch) -> Self:
+    def __new__(cls, emit_ta: Tree, final_state: Tree, final_loop_state: Tree, lengths: Fetch, truncated: Fetch, executor: str) -> Self:
         result = super().__new__(cls, emit_ta, final_state, final_loop_state)
-        result._lengths, result._truncated = lengths, truncated
+        result._lengths, result._truncated, result.executor = lengths, truncated, executor
         return result
 
     @property

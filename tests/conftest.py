@@ -15,6 +15,18 @@ def _seeded():
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.fixture(autouse=True)
+def _reference_by_default(monkeypatch):
+    """What a test says of loops it says of `reference`, which defines them; tests of other executors name them, or use `auto`."""
+    monkeypatch.setenv("FUSEDRNN_BACKEND", "reference")
+
+
+@pytest.fixture
+def auto(monkeypatch):
+    """backend="auto" means what it does for a user."""
+    monkeypatch.delenv("FUSEDRNN_BACKEND")
+
+
 @pytest.fixture
 def float64():
     """float64 is torch's default dtype within the test."""

@@ -78,7 +78,7 @@ def test_chunks_keep_the_order(capsys, typed, monkeypatch):
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == words
     assert err.startswith("7 words in ")
-    assert err.endswith("in 5 batches; executor reference\n")
+    assert err.endswith("in 5 batches; loops: 10 reference\n")
 
 
 def test_json(capsys):

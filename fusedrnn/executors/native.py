@@ -97,6 +97,7 @@ def result(call: Call, begun: Start, emit_port: Port, ended: End) -> Result:
         ended.finished,
         ended.tree("state"),
         loop_state,
+        "native",
     )
 
 

@@ -27,6 +27,7 @@ def outcome(
     finished: torch.Tensor | Callable[[], torch.Tensor],
     state: list[Any],
     loop_state: list[Any] | None,
+    executor: str,
 ) -> Result:
     """The loop's result.
 
@@ -36,6 +37,7 @@ def outcome(
         lengths: gives ``[B]`` int32, the steps of each row; None for a loop that took no step.
         finished: ``[B]`` bool at the end, or what gives it.
         state, loop_state: the final leaves.
+        executor: its name.
     """
     port = emit_port or _port_of_fake_run(call, begun)
     batch, device = begun.batch, begun.device  # not begun itself: an emit that is kept must not keep the initial state
@@ -62,7 +64,7 @@ def outcome(
         for place, leaf in enumerate(port.leaves)
     ]
     carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
-    return Result(port.tree(arrays), begun.state_port.tree(state), carried, said, truncated)
+    return Result(port.tree(arrays), begun.state_port.tree(state), carried, said, truncated, executor)
 
 
 def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:

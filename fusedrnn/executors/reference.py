@@ -53,7 +53,7 @@ def run(call: Call, frame: Frame, begun: Start) -> Result:
     def lengths() -> torch.Tensor:
         return torch.stack(history).logical_not().sum(0, dtype=torch.int32)
 
-    return outcome(call, begun, begun.emit_port, emits, lengths if emits else None, finished, state, loop_state)
+    return outcome(call, begun, begun.emit_port, emits, lengths if emits else None, finished, state, loop_state, "reference")
 
 
 def _seen_by_cell(state: list[Any], finished: torch.Tensor) -> list[Any]:

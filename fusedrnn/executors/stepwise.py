@@ -33,7 +33,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     emits = [[outputs[place] for place in emit] for outputs in taken.outputs]
     return outcome(
         call, begun, program.emits(begun.batch), emits, lengths if emits else None, taken.trees["finished"][0], taken.trees["state"],
-        None if begun.loop_state is None else taken.trees["loop_state"],
+        None if begun.loop_state is None else taken.trees["loop_state"], "stepwise",
     )  # fmt: skip
 
 

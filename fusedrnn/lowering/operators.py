@@ -17,7 +17,7 @@ from ..optimise.graph import aten, value
 from ..optimise.locality import Rows, shape
 from . import pointwise
 from .block import Block
-from .pointwise import cast, computed_in, literal, rounded
+from .pointwise import cast, computed_in, literal, narrowed, rounded
 from .values import Index, Value, linear, stored
 
 _printer = CppPrinter()
@@ -148,6 +148,8 @@ def lower(lowering: Lowering) -> Value:
 def _pointwise(self: Lowering) -> Value:
     kind, write = pointwise.TABLE[self.node.target]
     operands = list(self.node.args)
+    names = [argument.name for argument in self.node.target._schema.arguments]  # type: ignore[union-attr]
+    alpha = operands.pop(names.index("alpha")) if "alpha" in names[: len(operands)] else self.node.kwargs.get("alpha", 1)
     if kind == "result":
         dtype = self.dtype
     elif kind == "bool":
@@ -155,7 +157,6 @@ def _pointwise(self: Lowering) -> Value:
     else:
         made = [value(argument) if isinstance(argument, Node) else argument for argument in operands]
         dtype = torch.result_type(*made) if len(made) == 2 else made[0].dtype
-    alpha = self.node.kwargs.get("alpha", 1)
 
     def load(index: Index) -> str:
         texts = []
@@ -165,8 +166,9 @@ def _pointwise(self: Lowering) -> Value:
             else:
                 texts.append(self.read(argument, index, dtype))
         if alpha != 1:
-            texts[1] = f"({texts[1]} * {self.scalar(alpha, dtype)})"
-        return rounded(write(*texts), self.dtype)
+            scaled = 0 if "rsub" in str(self.node.target) else 1
+            texts[scaled] = narrowed(f"({texts[scaled]} * {self.scalar(alpha, dtype)})", dtype)
+        return narrowed(write(*texts), self.dtype)
 
     return Value(self.dims, self.dtype, load, cheap=False)
 
@@ -179,7 +181,7 @@ def _div_mode(self: Lowering) -> Value:
 
     def load(index: Index) -> str:
         x, y = self.read(a, index, self.dtype), self.read(b, index, self.dtype)
-        return rounded(f"frnn::{name}({x}, {y})" if name else f"({x} / {y})", self.dtype)
+        return narrowed(f"frnn::{name}({x}, {y})" if name else f"({x} / {y})", self.dtype)
 
     return Value(self.dims, self.dtype, load, cheap=False)
 
@@ -425,7 +427,7 @@ def _read(self: Lowering) -> Value:
 
     def load(at: Index) -> str:
         element = operand.load([*at[:place], name, *at[place:]])
-        return element if size.isdigit() and size != "0" else f"({size} ? {element} : 0)"
+        return element if size.isdigit() and size != "0" else f"({size} ? {element} : ({computed_in(self.dtype)})0)"
 
     return Value(self.dims, self.dtype, load)
 
@@ -704,15 +706,26 @@ def _argmax(self: Lowering) -> Value:
     if dims is None and len(operand.dims) > 1:
         assert operand.pointer is not None
         operand = stored(operand.pointer, (" * ".join(operand.dims),), operand.dtype)
-    most = self.node.target == aten.argmax.default
-    pointer = self.block.space(self.dims, torch.int64)
     if dims is None:
         gone, index = {0}, (lambda kept, inner: list(inner))
     else:
         gone, index = _reduced(self, dims, keepdim)
     inner_dims = [size for place, size in enumerate(operand.dims) if place in gone] or ["1"]
+    return _best(self, operand, self.dims, inner_dims, index, self.node.target == aten.argmax.default)
+
+
+def _best(
+    self: Lowering,
+    operand: Value,
+    dims: Sequence[str],
+    inner_dims: Sequence[str],
+    index: Callable[[Sequence[str], Sequence[str]], list[str]],
+    most: bool,
+) -> Value:
+    """The places of the first extreme, or the first NaN, along ``inner_dims``."""
+    pointer = self.block.space(dims, torch.int64)
     kind = computed_in(operand.dtype)
-    with self.block.loop(self.dims) as kept:
+    with self.block.loop(dims) as kept:
         best = self.block.names("m")
         extreme = "maximum" if most else "minimum"
         start = f"frnn::{'lowest' if most else 'highest'}<{kind}>()"
@@ -728,13 +741,13 @@ def _argmax(self: Lowering) -> Value:
                 self.block.line(f"{best} = {element} {'>' if most else '<'} {best} ? {element} : {best}; {odd} |= {element} != {element};")
             else:
                 self.block.line(f"{best} = frnn::{extreme}({element}, {best});")
-        where = f"{pointer}[{linear(kept, self.dims)}]"
+        where = f"{pointer}[{linear(kept, dims)}]"
         self.block.line(f"{where} = 0;")
         found = self.block.names("j")
         element = operand.load(index(kept, [found]) if operand.dims else ())
         test = f"{odd} ? {element} != {element} : {element} == {best}" if kind in ("float", "double") else f"{element} == {best}"
         self.block.line(f"for (int64_t {found} = 0; {found} < {inner_dims[0]}; ++{found}) if ({test}) {{ {where} = {found}; break; }}")
-    return stored(pointer, self.dims, torch.int64)
+    return stored(pointer, dims, torch.int64)
 
 
 @rule(aten.cumsum.default, aten.cumprod.default)
@@ -810,7 +823,18 @@ def _topk(self: Lowering) -> Any:
 
 @rule(aten.max.dim, aten.min.dim)
 def _max_dim(self: Lowering) -> Any:
-    raise Unlowered(self.node, "the pair of extreme and index")
+    source: Any = self.node.args[0]
+    operand, place = self.kept(source), self.place(self.argument(1, "dim"), source)
+    if not operand.dims:
+        return Pair((operand, Value((), torch.int64, lambda _: "(int64_t)0")))
+    behind = place + bool(self.argument(2, "keepdim", False))  # of the result's index what follows the dimension
+    dims = [*operand.dims[:place], *["1"] * (behind - place), *operand.dims[place + 1 :]]
+
+    def index(kept: Sequence[str], inner: Sequence[str]) -> list[str]:
+        return [*kept[:place], inner[0], *kept[behind:]]
+
+    at = _best(self, operand, dims, [operand.dims[place]], index, self.node.target == aten.max.dim)
+    return Pair((Value(tuple(dims), operand.dtype, lambda kept: operand.load(index(kept, [at.load(kept)]))), at))
 
 
 @rule(operator.getitem)

@@ -37,6 +37,13 @@ def rounded(expression: str, dtype: torch.dtype) -> str:
     return f"frnn::to_float({kind.replace('frnn::', 'frnn::to_')}({expression}))"
 
 
+def narrowed(expression: str, dtype: torch.dtype) -> str:
+    """The result of arithmetic as its dtype holds it: C++ computes with small integers and bools as int."""
+    if dtype in (torch.bool, torch.int8, torch.uint8, torch.int16):
+        return f"({computed_in(dtype)})({expression})"
+    return rounded(expression, dtype)
+
+
 def cast(expression: str, source: torch.dtype, target: torch.dtype) -> str:
     """A value as another dtype, by torch's rules: to bool what is not zero, to an integer towards zero."""
     if source == target:
@@ -76,7 +83,7 @@ _ARITHMETIC: dict[Any, Expression] = {
     "remainder": _function("remainder"), "fmod": _function("fmod"), "floor_divide": _function("floor_divide"),
     "abs": _function("abs"), "sign": _function("sign"), "relu": lambda a: f"frnn::maximum({a}, decltype({a})(0))",
     "bitwise_and": _infix("&"), "bitwise_or": _infix("|"), "bitwise_xor": _infix("^"),
-    "bitwise_left_shift": _infix("<<"), "bitwise_right_shift": _infix(">>"),
+    "bitwise_left_shift": _function("shift_left"), "bitwise_right_shift": _function("shift_right"),
     "floor": _function("floor"), "ceil": _function("ceil"), "round": _function("round"), "trunc": _function("trunc"),
 }  # fmt: skip
 
@@ -113,10 +120,10 @@ TABLE: dict[Any, tuple[str, Expression]] = {
     aten.pow.Tensor_Tensor: ("result", _function("pow")),
     aten.pow.Tensor_Scalar: ("result", _function("pow")),
     aten.pow.Scalar: ("result", _function("pow")),
-    aten.__lshift__.Scalar: ("result", _infix("<<")),
-    aten.__rshift__.Scalar: ("result", _infix(">>")),
-    aten.__lshift__.Tensor: ("result", _infix("<<")),
-    aten.__rshift__.Tensor: ("result", _infix(">>")),
+    aten.__lshift__.Scalar: ("result", _function("shift_left")),
+    aten.__rshift__.Scalar: ("result", _function("shift_right")),
+    aten.__lshift__.Tensor: ("result", _function("shift_left")),
+    aten.__rshift__.Tensor: ("result", _function("shift_right")),
 }
 for _operator in _overloads("bitwise_not"):
     TABLE[_operator] = ("result", lambda a: f"frnn::invert({a})")

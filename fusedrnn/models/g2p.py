@@ -12,6 +12,7 @@ from torch import nn
 
 from .. import executors
 from ..loop import raw_rnn
+from ..result import Result
 from . import g2p_checkpoint as checkpoint
 
 _MOST_GRAPHEMES = 1 << 18  # of one batch, padding included: 256 MiB embedded. Only a "word" of over 1,000 letters shrinks a batch of 256.
@@ -40,6 +41,7 @@ class Batch:
         phonemes: one list a word.
         encoder_steps, decoder_steps: how many steps each loop ran for the whole batch.
         seconds: from the start of the encoder to the phonemes.
+        executors: of the encoder's loop and of the decoder's.
     """
 
     rows: list[int]
@@ -47,6 +49,7 @@ class Batch:
     encoder_steps: int
     decoder_steps: int
     seconds: float
+    executors: tuple[str, str]
 
 
 class G2P(nn.Module):
@@ -114,13 +117,18 @@ class G2P(nn.Module):
     def _decoded(self, spelling: Spelling, backend: str) -> Batch:
         began = clock.perf_counter()
         device = self.project.weight.device
-        state = self.encode(spelling.graphemes.to(device), spelling.lengths.to(device), backend)
-        tokens = self.decode(state, backend)
+        encoded = self._encoded(spelling.graphemes.to(device), spelling.lengths.to(device), backend)
+        decoded = self._tokens(encoded.final_state, backend)
+        tokens = decoded.emit_ta.stack()
         phonemes = [checkpoint.phonemes(row) for row in tokens.T.tolist()]
-        return Batch(spelling.rows, phonemes, len(spelling.graphemes), len(tokens), clock.perf_counter() - began)
+        ran = (encoded.executor, decoded.executor)
+        return Batch(spelling.rows, phonemes, len(spelling.graphemes), len(tokens), clock.perf_counter() - began, ran)
 
     def encode(self, graphemes: torch.Tensor, lengths: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """The encoder's last state ``[B, H]`` of each word, from ``graphemes`` ``[T, B]`` and ``lengths`` ``[B]``, both int64."""
+        return self._encoded(graphemes, lengths, backend).final_state  # type: ignore[no-any-return]
+
+    def _encoded(self, graphemes: torch.Tensor, lengths: torch.Tensor, backend: str) -> Result:
         initial_state = self.grapheme_embedding.weight.new_zeros(len(lengths), self.encoder.hidden_size)
 
         def loop_fn(time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> Any:
@@ -133,11 +141,13 @@ class G2P(nn.Module):
                 None,
             )  # only the last state counts: nothing is emitted
 
-        _, final_state, _ = raw_rnn(self.encoder, loop_fn, scope="g2p.encode", backend=backend)
-        return final_state  # type: ignore[no-any-return]
+        return raw_rnn(self.encoder, loop_fn, scope="g2p.encode", backend=backend)
 
     def decode(self, initial_state: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """The most likely phoneme at each step, ``[T_run, B]`` int64; 0 after a word's end. From the encoder's state ``[B, H]``."""
+        return self._tokens(initial_state, backend).emit_ta.stack()  # type: ignore[no-any-return]
+
+    def _tokens(self, initial_state: torch.Tensor, backend: str) -> Result:
         start = self.phoneme_embedding.weight[checkpoint.PHONEME_START].expand(len(initial_state), -1)
 
         def loop_fn(time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> Any:
@@ -147,8 +157,7 @@ class G2P(nn.Module):
             finished = (token == checkpoint.PHONEME_END) | (time >= checkpoint.MAX_STEPS)
             return finished, self.phoneme_embedding(token), state, token, None
 
-        tokens, _, _ = raw_rnn(self.decoder, loop_fn, scope="g2p.decode", backend=backend)
-        return tokens.stack()  # type: ignore[no-any-return]
+        return raw_rnn(self.decoder, loop_fn, scope="g2p.decode", backend=backend)
 
 
 _CHECKPOINT_NAMES = {

@@ -3,6 +3,7 @@ the node that mixes rows."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class Locality:
                 self.rows[node] = self._of_placeholder(node, next(sources).kind)
             elif node.op == "get_attr":
                 self.rows[node] = None
-            elif node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
+            elif node.op == "call_function" and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
                 self.rows[node] = self._of_call(node)
 
     def of(self, node: Any) -> Rows | None:
@@ -91,7 +92,7 @@ class Locality:
         if rule is not None:
             return rule(self, node)
         if not operands:
-            return self._of_made(node)
+            return self._of_made(node) if isinstance(value(node), torch.Tensor) else None
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _POINTWISE:
             return self._of_broadcast(node, [operand for operand in node.all_input_nodes if operand in self.rows])
         raise Mixes(node, "is not known to keep rows apart")
@@ -402,6 +403,9 @@ _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
     **dict.fromkeys([aten.sum.default, aten.mean.default, aten.any.default, aten.all.default, aten.prod.default, aten.max.default, aten.min.default],
                     _reduction(99, 99)),
     aten.var.correction: _reduction(1, 99),
+    **dict.fromkeys([aten.max.dim, aten.min.dim], _reduction()),
+    aten.sort.default: _along(), aten.sort.stable: _along(99), aten.topk.default: _along(2),
+    operator.getitem: lambda self, node: self.of(_operand(node)),
     **dict.fromkeys([aten._softmax.default, aten._log_softmax.default, aten.cumsum.default, aten.cumprod.default,
                      aten.gather.default, aten.scatter.src, aten.scatter.value, aten.scatter_add.default], _along()),
     **dict.fromkeys([aten.view.default, aten._unsafe_view.default, aten.reshape.default], _keeps_ids(_view)),

@@ -76,6 +76,13 @@ FRNN_INLINE double floor_divide(double a, double b) { return floor_divide_float(
 FRNN_INLINE bool invert(bool x) { return !x; }
 template <class S> FRNN_INLINE S invert(S x) { return (S)~x; }
 
+// Shifts by a negative number of bits or by too many: all of them go.
+template <class S> FRNN_INLINE S shift_left(S a, S b) { return b < 0 || b >= (S)(sizeof(S) * 8) ? (S)0 : (S)((uint64_t)a << b); }
+template <class S> FRNN_INLINE S shift_right(S a, S b) {
+    constexpr int most = (int)sizeof(S) * 8 - ((S)-1 < (S)0);
+    return (S)(a >> (b < 0 || b >= (S)most ? most : (int)b));
+}
+
 template <class S> FRNN_INLINE S pow(S a, S b) {  // of integers
     if (b < 0) return a == 1 ? 1 : a == (S)-1 ? (b % 2 ? -1 : 1) : 0;
     S r = 1;

@@ -1,0 +1,113 @@
+"""What a step costs. In: the stages of a lowered step, or a graph that cannot be lowered; out: its phases, FLOPs and bytes, from shapes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from ..capture.program import INVARIANT
+from ..lowering import pointwise
+from ..lowering.source import LoopSource
+from ..optimise.graph import aten, value
+from ..optimise.locality import shape
+from .facts import Cost, Phase, Product
+from .names import THROUGH, Names, Sizes, is_tensor, location, operator_name, through
+
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
+_POINTWISE = {aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor}
+_FREE = {*THROUGH, aten.permute.default, aten.t.default, aten.transpose.int, aten.select.int, aten.slice.Tensor, aten.sym_size.int,
+         aten.split.Tensor, aten.split_with_sizes.default, aten.full.default, aten.zeros.default, aten.ones.default, aten.arange.default,
+         aten.zeros_like.default, aten.scalar_tensor.default}  # fmt: skip
+
+
+def is_elementwise(node: Node) -> bool:
+    made = node.target in pointwise.TABLE or node.target in _POINTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return made and node.target not in _FREE
+
+
+def product(node: Node, left: Node, weight: Node, ahead: bool, names: Names, sizes: Sizes) -> Product:
+    *rows, k = sizes.of(left)
+    m: int | str = math.prod(int(size) for size in rows) if all(isinstance(size, int) for size in rows) else " x ".join(map(str, rows))
+    return Product(m, k, sizes.of(weight)[-1], names.text(weight), ahead, location(node))
+
+
+def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase], list[Product]]:
+    """The phases of a step, and the products that are made for several steps at once."""
+    stages = source.stages
+    made = [(p.after, product(p.node, p.left, p.weight, p.ahead, names, sizes)) for p in stages.products]
+    products = {p.node for p in stages.products}
+    found = []
+    for number in range(stages.phases):
+        inside = [node for node, phase in stages.phase_of.items() if phase == number and node.op == "call_function" and node not in products]
+        others = Counter(operator_name(node) for node in inside if not is_elementwise(node) and node.target not in _FREE and is_tensor(node))
+        found.append(
+            Phase(
+                [p for after, p in made if after == number - 1 and not p.ahead],
+                sum(map(is_elementwise, inside)),
+                [name if count == 1 else f"{count} {name}" for name, count in others.items()],
+            )
+        )
+    return found, [p for _, p in made if p.ahead]
+
+
+def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]], state: Iterable[Any], sizes: Sizes) -> Cost | None:
+    """The cost of a graph; None where a size is not known.
+
+    Args:
+        outputs: (kind, node) of what a step makes.
+        state: the sizes and dtypes of one row's carried state: (sizes, dtype).
+    """
+    invariant = _invariant(graph, sources)
+    products = elements = 0
+    weights: dict[Node, int] = {}
+    try:
+        for node in graph.nodes:
+            if node in invariant or node.op != "call_function" or not is_tensor(node):
+                continue
+            if node.target in _PRODUCTS:
+                left, right = node.args[-2:]
+                products += 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])  # type: ignore[arg-type]
+                for operand in (left, right):
+                    if operand in invariant:
+                        weights[_matrix(operand)] = _bytes(operand, sizes)  # type: ignore[arg-type]
+            elif is_elementwise(node) and any(size == sizes.batch for size in sizes.of(node)):
+                elements += _count(sizes.of(node))
+        emitted = sum(_bytes(node, sizes) for kind, node in outputs if kind == "emit")
+        carried = sum(_count(sizes.number(size) for size in dims) * dtype.itemsize for dims, dtype in state)
+    except ValueError:  # a size that is still a symbol
+        return None
+    batch = max(sizes.batch, 1)
+    return Cost(products // batch, elements // batch, sum(weights.values()), carried, emitted // batch)
+
+
+def _matrix(node: Any) -> Node:
+    """What a weight is a view of, so that it counts once."""
+    while node.target in (aten.t.default, aten.permute.default, aten.transpose.int):
+        node = node.args[0]
+    return through(node)  # type: ignore[no-any-return]
+
+
+def _invariant(graph: Graph, sources: Iterable[Any]) -> set[Node]:
+    found: set[Node] = set()
+    kinds = iter(sources)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            known = next(kinds).kind in INVARIANT
+        else:
+            known = node.op != "output" and all(operand in found for operand in node.all_input_nodes)
+        if known:
+            found.add(node)
+    return found
+
+
+def _count(sizes: Iterable[int | str]) -> int:
+    return math.prod(int(size) for size in sizes)
+
+
+def _bytes(node: Node, sizes: Sizes) -> int:
+    return _count(sizes.number(size) for size in shape(node)) * int(value(node).dtype.itemsize)
