@@ -21,7 +21,7 @@ from ..lowering.operators import Unlowered
 from ..lowering.source import loop_source
 from ..result import Result
 from . import native_autograd, reference, stepwise
-from .native_call import Bound, End, Native
+from .native_call import Bound, End, Native, Sizes
 from .outcome import outcome
 from .prologue import Prologue
 
@@ -65,7 +65,8 @@ def _compile(program: Program) -> Native:
         done.set()
     library.run.argtypes, library.run.restype = [ctypes.c_void_p], ctypes.c_int64
     slots = {name: place for place, name in enumerate(source.slots)}
-    return Native(source, library, Prologue(source.module, source.program.sources), time.perf_counter() - began, slots)
+    prologue, sizes = Prologue(source.module, source.program.sources), Sizes(program, source, slots)
+    return Native(source, library, prologue, time.perf_counter() - began, slots, sizes)
 
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:

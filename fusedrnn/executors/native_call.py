@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.printers import PythonPrinter
 
 from ..capture.program import Program, Source
 from ..capture.sizes import expression
@@ -42,6 +45,47 @@ class Native:
     prologue: Prologue
     seconds: float
     slot: dict[str, int]
+    sizes: Sizes
+
+
+Size = Callable[[Mapping[str, int]], int]  # from the values of the symbols
+
+
+class Sizes:
+    """The sizes that a call has to know, as functions of the symbols: sympy is too slow for every call.
+
+    Attributes:
+        places: of each symbol: where to find it, None for the batch size.
+        emits: (target, entry, sizes of a step, dtype) of each emit and write.
+        bounds: of the steps.
+        tables: of an input carried as a token: the size of its embedding.
+    """
+
+    def __init__(self, program: Program, source: LoopSource, slot: Mapping[str, int]) -> None:
+        outputs = dict(
+            zip(source.program.targets, next(n for n in reversed(source.module.graph.nodes) if n.op == "output").args[0], strict=True)
+        )
+        self._symbols: set[str] = set(source.symbols)
+        self.emits: list[tuple[tuple[str, int], int, list[Size], torch.dtype]] = []
+        for target, name in source.emits:
+            made = value(outputs[target])
+            dtype = torch.int64 if target.kind == "index" else made.dtype
+            self.emits.append(((target.kind, target.place), slot[name], [self._size(size) for size in made.shape], dtype))
+        self.bounds = [self._size(bound) for bound in bounds(program)]
+        self.tables = {place: self._size(size) for place, size in source.moved.tables.items()}
+        self.places = {name: program.symbols.get(name) for name in self._symbols}
+
+    def _size(self, size: Any) -> Size:
+        expr = size if isinstance(size, sympy.Expr) else expression(size)
+        if expr.is_Integer:
+            number = int(expr)
+            return lambda _: number
+        names = sorted(map(str, expr.free_symbols))
+        self._symbols.update(names)
+        if expr.is_Symbol:
+            return operator.itemgetter(names[0])
+        function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}", {"math": math})
+        return lambda values: int(function(*[values[name] for name in names]))
 
 
 @dataclass
@@ -108,10 +152,11 @@ class Bound:
         source, slot = native.source, native.slot
         self._entries = (ctypes.c_int64 * len(slot))()
         self._alive: list[torch.Tensor] = []  # what the entries point to
-        self._symbols = {name: _size(program, name, begun.batch, tensors) for name in self._names_of_sizes(source)}
+        sizes = native.sizes
+        self._symbols = {name: begun.batch if place is None else tensors[place[0]].shape[place[1]] for name, place in sizes.places.items()}
         leaves: dict[str, Any] = {
             "finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [],
-            "token": {place: self._first_tokens(size) for place, size in source.moved.tables.items()},
+            "token": {place: self._first_tokens(size) for place, size in sizes.tables.items()},
         }  # fmt: skip
         given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs)}
         given |= {Source("initial token", place): leaf for place, leaf in leaves["token"].items()}
@@ -128,14 +173,8 @@ class Bound:
                 self._returned.append((carried.kind, carried.place, slot[last], leaf.shape, leaf.dtype))
         self._point("init_fin", begun.finished)
         self._kept = {"state": list(begun.state), "loop_state": list(begun.loop_state or [])}
-        self._emits = self._rooms(source)
+        self._emits = [(target, entry, [size(self._symbols) for size in step], dtype) for target, entry, step, dtype in sizes.emits]
         self._bind_limits(call, source)
-
-    def _names_of_sizes(self, source: LoopSource) -> set[str]:
-        names = set(source.symbols)
-        for size in [*self.program.symbols, *source.moved.tables.values()]:
-            names |= {size} if isinstance(size, str) else {str(symbol) for symbol in expression(size).free_symbols}
-        return names
 
     def _point(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().contiguous()
@@ -153,8 +192,7 @@ class Bound:
     def _bind_limits(self, call: Call, source: LoopSource) -> None:
         slot, batch = self.native.slot, self.begun.batch
         self._limit = ENDLESS if call.max_steps is None else call.max_steps
-        known = [self._number(bound) for bound in bounds(self.program)]
-        self._bound = min([self._limit, *known])
+        self._bound = min([self._limit, *[bound(self._symbols) for bound in self.native.sizes.bounds]])
         threads = torch.get_num_threads()
         groups = max(min(threads, _MOST_GROUPS, batch // _ROWS_EACH) if source.retires else 1, 1)
         rows = 1 if source.locality is None else -(-batch // groups)
@@ -163,27 +201,10 @@ class Bound:
         for name, number in (("B", batch), ("limit", self._limit), ("threads", threads), ("groups", groups), ("rows_ahead", ahead)):
             self._entries[slot[name]] = number
 
-    def _number(self, size: Any) -> int:
-        """A size of the graph as a number."""
-        expr = size if isinstance(size, sympy.Expr) else expression(size)
-        return int(expr.xreplace({symbol: self._symbols.get(str(symbol), self.begun.batch) for symbol in expr.free_symbols}))
-
-    def _first_tokens(self, size: Any) -> torch.Tensor:
+    def _first_tokens(self, size: Size) -> torch.Tensor:
         """What stands for the inputs of the first step: the rows behind a table of that size."""
-        first = self._number(size)
+        first = size(self._symbols)
         return torch.arange(first, first + self.begun.batch)
-
-    def _rooms(self, source: LoopSource) -> list[tuple[tuple[str, int], int, list[int], torch.dtype]]:
-        """(target, entry, sizes of a step, dtype) of each emit and write."""
-        outputs = dict(
-            zip(source.program.targets, next(n for n in reversed(source.module.graph.nodes) if n.op == "output").args[0], strict=True)
-        )
-        found = []
-        for target, name in source.emits:
-            made = value(outputs[target])
-            dtype = torch.int64 if target.kind == "index" else made.dtype
-            found.append(((target.kind, target.place), self.native.slot[name], [self._number(size) for size in made.shape], dtype))
-        return found
 
     def run(self) -> End | None:
         """The loop; None where a row looked where there is nothing."""
@@ -218,11 +239,6 @@ class Bound:
         """The steps to make room for: all that there may be, if that is not too much."""
         size = sum(torch.Size(shape).numel() * dtype.itemsize for _, _, shape, dtype in self._emits)
         return self._bound if self._bound * size <= _MOST_ROOM or self._bound <= _FIRST_ROOM else _FIRST_ROOM
-
-
-def _size(program: Program, name: str, batch: int, tensors: Sequence[torch.Tensor]) -> int:
-    place = program.symbols.get(name)
-    return batch if place is None else tensors[place[0]].shape[place[1]]
 
 
 def packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:

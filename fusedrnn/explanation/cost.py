@@ -43,8 +43,12 @@ def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase],
     products = {p.node for p in stages.products}
     found = []
     for number in range(stages.phases):
-        inside = [node for node, phase in stages.phase_of.items() if phase == number and node.op == "call_function" and node not in products]
-        others = Counter(operator_name(node) for node in inside if not is_elementwise(node) and node.target not in _FREE and is_tensor(node))
+        inside = [
+            node for node, phase in stages.phase_of.items() if phase == number and node.op == "call_function" and node not in products
+        ]
+        others = Counter(
+            operator_name(node) for node in inside if not is_elementwise(node) and node.target not in _FREE and is_tensor(node)
+        )
         found.append(
             Phase(
                 [p for after, p in made if after == number - 1 and not p.ahead],

@@ -229,7 +229,9 @@ class Recognised:
         picked = isinstance(made, Node) and not dtype(made).is_floating_point and dtype(made) != torch.bool
         if picked and how == "eq" and isinstance(right, (int, float)) and made not in self.invariant:
             made_by = self._cone(left)
-            token = any(found.target in _PICKS for found in made_by) or any("token" in self.names.text(found) for found in made_by & set(self.source_of))
+            token = any(found.target in _PICKS for found in made_by) or any(
+                "token" in self.names.text(found) for found in made_by & set(self.source_of)
+            )
             if token:
                 return Finish("token", f"token == {self.names.text(right)}", where)
         return Finish("computed", self.names.text(node), where)
@@ -317,4 +319,8 @@ def _constant(node: Node) -> bool | None:
     filled = _scalar(node)
     if filled is not None:
         return bool(filled)
-    return {"zeros": False, "zeros_like": False, "ones": True, "ones_like": True}.get(operator_name(node)) if node.op == "call_function" else None
+    return (
+        {"zeros": False, "zeros_like": False, "ones": True, "ones_like": True}.get(operator_name(node))
+        if node.op == "call_function"
+        else None
+    )

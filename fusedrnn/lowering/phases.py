@@ -17,7 +17,7 @@ from . import operators, pointwise
 from .block import Block, Names
 from .operators import Lowering, Unlowered, row_shape, size_text
 from .pointwise import C_TYPES, HALVES, rounded
-from .stages import Product, Stages
+from .stages import Product, Stages, in_order
 from .values import Value, count, linear, read, stored
 
 _THROUGH = {
@@ -85,6 +85,7 @@ class _Writer:
         self.program, self.graph, self.stages, self.locality = program, graph, found, locality
         self.names = Names()
         self.made = Phases()
+        self.shared: set[Node] = set()  # products whose left side is the next value of a carried leaf
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         self.source_of = dict(zip(placeholders, program.sources, strict=True))
 
@@ -103,6 +104,7 @@ class _Writer:
             left = None if product.carried is not None else Buffer(f"l{i}", self.dims(product.left), wide, True, product.ahead)
             made.products[product.node] = (left, Buffer(f"g{i}", self.dims(product.node), wide, True, product.ahead))
         self.next_of = self._next_leaves()
+        self._share_left_sides()
         if any(product.ahead for product in self.stages.products):
             made.ahead = self._function(_AHEAD)
         for number in range(self.stages.phases):
@@ -130,16 +132,35 @@ class _Writer:
         sources = {node: self.source_of[node] for node in self.made.carried}
         return {node: by_target.get((source.kind, source.place), node) for node, source in sources.items()}
 
+    def _share_left_sides(self) -> None:
+        """A product whose left side becomes a carried leaf reads it there."""
+        made = self.made
+        for product in self.stages.products:
+            left, result = made.products[product.node]
+            if left is None or product.ahead:
+                continue
+            source = in_order(product.left)
+            for leaf, node in self.next_of.items():
+                buffer = made.carried[leaf]
+                after = isinstance(node, Node) and in_order(node) is source and self._phase_of(node) == product.after
+                if after and buffer.dtype == left.dtype and buffer.of_rows and buffer.per_row == left.per_row:
+                    made.products[product.node] = (Buffer(f"{buffer.name}n", left.dims, left.dtype, True), result)
+                    self.shared.add(product.node)
+                    break
+
     def _sinks(self, phase: int) -> list[tuple[str, Any, Any]]:
         """What a phase has to leave behind: (kind, node, detail)."""
         if phase == _AHEAD:
             return [("left", product.left, product) for product in self.stages.products if product.ahead]
-        found: list[tuple[str, Any, Any]] = [("left", p.left, p) for p in self.stages.products if p.after == phase and not p.ahead]
+        found: list[tuple[str, Any, Any]] = [("left", p.left, p) for p in self.stages.products if self._computes_left(p, phase)]
         found += [("carried", node, leaf) for leaf, node in self.next_of.items() if self._phase_of(node) == phase]
         for target, node in zip(self.program.targets, self.stages.outputs, strict=True):
             if target.kind in ("finished", "past", "emit", "index", "value") and self._phase_of(node) == phase:
                 found.append((target.kind, node, target))
         return found
+
+    def _computes_left(self, product: Product, phase: int) -> bool:
+        return product.after == phase and not product.ahead and product.node not in self.shared
 
     def _phase_of(self, node: Any) -> int:
         return self.stages.phase_of.get(node, 0)
@@ -168,7 +189,9 @@ class _Writer:
         self.uniform = Block(self.names, arena, 1)
         self.row = Block(self.names, arena, 2)
         self.values: dict[Node, Any] = {}
-        uses = {node: sum(user in needed for user in node.users) + sum(sunk is node for _, sunk, _ in sinks) for node in needed}
+        uses: dict[Node, int] = {}
+        for node in reversed(needed):
+            uses[node] = self._uses(node, needed, uses) + sum(sunk is node for _, sunk, _ in sinks)
         for node in needed:
             lowered = self._lowered(node)
             if isinstance(lowered, Value) and node.target not in _THROUGH:
@@ -181,6 +204,16 @@ class _Writer:
             self._sink(kind, node, detail)
         self.made.arenas.append(arena)
         return self._text(number, arena)
+
+    def _uses(self, node: Node, needed: dict[Node, None], uses: dict[Node, int]) -> int:
+        """How often an element of a node is read: pieces that do not overlap read each of theirs once."""
+        users = [user for user in node.users if user in needed]
+        if len(users) > 1 and all(user.target is aten.slice.Tensor and uses[user] == 1 for user in users):
+            sizes = [count(self.dims(user)) for user in users]
+            total = count(self.dims(node))
+            if total.isdigit() and all(size.isdigit() for size in sizes) and sum(map(int, sizes)) <= int(total):
+                return 1
+        return len(users)
 
     def _worth_keeping(self, node: Node) -> bool:
         """Whether a later phase reads what this one computed rather than computing it again."""

@@ -225,7 +225,7 @@ class _Text:
         made += phases.crossing.values()
         for left, result in phases.products.values():
             made += [result] if left is None else [left, result]
-        return made
+        return list({buffer.name: buffer for buffer in made}.values())  # a left side may be a carried leaf
 
     def _group_fields(self) -> list[tuple[str, str]]:
         return [(buffer.name, buffer.kind) for buffer in self._buffers()]

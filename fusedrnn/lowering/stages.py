@@ -133,9 +133,15 @@ def _is_product(node: Node, found: Stages, of_rows: Callable[[Node], bool]) -> b
 
 def _carried(node: Node, found: Stages) -> Node | None:
     """The carried leaf that holds the elements of a node in their order."""
+    node = in_order(node)
+    return node if node in found.carried and value(node).dtype in _REAL else None
+
+
+def in_order(node: Node) -> Node:
+    """The node that holds the elements of a node in their order: what it is a view of."""
     while node.op == "call_function" and node.target in _IN_ORDER:
         node = node.args[0]  # type: ignore[assignment]
-    return node if node in found.carried and value(node).dtype in _REAL else None
+    return node
 
 
 def _before(graph: Graph, found: Stages) -> list[Node]:
