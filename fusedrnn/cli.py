@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.g2p import Batch
 
 _CHUNK = 2048  # words read, sorted by length and written at a time: memory stays flat, and batches still hold words of one length
+_STAGES = ("captured", "simplified", "hoisted", "lowered")
 _ENVIRONMENT = ("FUSEDRNN_BACKEND", "FUSEDRNN_EMULATE", "FUSEDRNN_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "OMP_NUM_THREADS")
 
 
@@ -89,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     g2p.add_argument("--stats", action="store_true", help="words, words/s, steps and the executor, on standard error")
     g2p.add_argument("--json", action="store_true", help='one {"word": ..., "phonemes": [...]} a line')
     g2p.set_defaults(run=g2p_command)
+
+    explain = commands.add_parser("explain", help="what fusedrnn makes of a loop, and why", description=explain_command.__doc__)
+    explain.add_argument("target", metavar="LOOP", help="g2p, or path/to/file.py:function, which returns (cell, loop_fn)")
+    explain.add_argument("--backend", default="auto", metavar="B", help="as for g2p (default auto)")
+    explain.add_argument("--json", action="store_true", help="one JSON object, by the loops' names")
+    explain.add_argument("--graph", choices=_STAGES, metavar="STAGE", help=f"the graph of a step instead: {', '.join(_STAGES)}")
+    explain.set_defaults(run=explain_command)
     return parser
 
 
@@ -192,6 +200,30 @@ def g2p_command(args: argparse.Namespace) -> None:
             progress.write("".join(shape(word, found) for word, found in zip(chunk, phonemes, strict=True)))
     if args.stats:
         print(stats, file=sys.stderr)
+
+
+def explain_command(args: argparse.Namespace) -> None:
+    """Print what fusedrnn makes of a loop: which executor runs it and why not another, what a step reads and feeds back, how rows finish, what
+    is computed before the loop, and what a step costs. The loop does not run. g2p stands for both loops of the model for a few words."""
+    import torch
+
+    from .explanation import explain
+    from .explanation.loops import loops
+
+    try:
+        with torch.no_grad():
+            found = {
+                name: explain(cell, loop_fn, backend=args.backend) for name, (cell, loop_fn) in loops(args.target).items()
+            }  # fmt: skip
+    except (ValueError, TypeError, IndexError, ModuleNotFoundError, FileNotFoundError) as error:
+        raise CommandError(str(error)) from error
+    if args.graph is not None:
+        shown: dict[str, Any] = {name: explanation.graph(args.graph) for name, explanation in found.items()}
+    elif args.json:
+        shown = {name: explanation.as_dict() for name, explanation in found.items()}
+    else:
+        shown = {name: str(explanation) for name, explanation in found.items()}
+    print(json.dumps(shown, indent=2) if args.json else "\n\n".join(f"{name}\n\n{text}" for name, text in shown.items()))
 
 
 @dataclass

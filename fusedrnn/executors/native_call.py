@@ -28,6 +28,7 @@ _MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound i
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
 _MOST_GROUPS = 64  # as many as the C++ has room for
+_WORTH_SHARING = 1 << 18  # multiplications of a product that is worth a second thread, as in loop.h
 ENDLESS = 2**31 - 2  # times are int32
 
 
@@ -59,6 +60,7 @@ class Sizes:
         emits: (target, entry, sizes of a step, dtype) of each emit and write.
         bounds: of the steps.
         tables: of an input carried as a token: the size of its embedding.
+        largest_product: multiplications of one row with the largest weight.
     """
 
     def __init__(self, program: Program, source: LoopSource, slot: Mapping[str, int]) -> None:
@@ -73,6 +75,10 @@ class Sizes:
             self.emits.append(((target.kind, target.place), slot[name], [self._size(size) for size in made.shape], dtype))
         self.bounds = [self._size(bound) for bound in bounds(program)]
         self.tables = {place: self._size(size) for place, size in source.moved.tables.items()}
+        weights = [value(node).shape for node in source.weights]
+        self.largest_product = max(
+            [rows * columns for rows, columns in weights if isinstance(rows, int) and isinstance(columns, int)], default=0
+        )
         self.places = {name: program.symbols.get(name) for name in self._symbols}
 
     def _size(self, size: Any) -> Size:
@@ -193,11 +199,13 @@ class Bound:
         slot, batch = self.native.slot, self.begun.batch
         self._limit = ENDLESS if call.max_steps is None else call.max_steps
         self._bound = min([self._limit, *[bound(self._symbols) for bound in self.native.sizes.bounds]])
-        threads = torch.get_num_threads()
-        groups = max(min(threads, _MOST_GROUPS, batch // _ROWS_EACH) if source.retires else 1, 1)
+        threads = min(torch.get_num_threads(), _MOST_GROUPS)
+        groups = max(min(threads, batch // _ROWS_EACH) if source.retires else 1, 1)
         rows = 1 if source.locality is None else -(-batch // groups)
         of_row = batch if source.locality is None else 1
         ahead = max(_ROWS_AHEAD // max(of_row, 1), rows) if call.parallel_iterations is None else rows * call.parallel_iterations
+        if groups == 1 and batch < 16 * threads and batch * self.native.sizes.largest_product < _WORTH_SHARING:
+            threads = 1
         for name, number in (("B", batch), ("limit", self._limit), ("threads", threads), ("groups", groups), ("rows_ahead", ahead)):
             self._entries[slot[name]] = number
 

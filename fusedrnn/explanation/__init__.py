@@ -21,14 +21,13 @@ from ..capture.refusal import NotCapturable, place
 from ..cells.protocol import as_cell
 from ..contract import Call, LoopFn, Start
 from ..errors import PlanError
-from ..executors.native import Native
 from ..lowering.operators import Unlowered
 from ..lowering.source import LoopSource, loop_source
 from ..optimise.graph import show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
 from . import cost, text
-from .facts import Choice, Facts, Refusal, Rows, Step
+from .facts import Choice, Facts, Phase, Product, Refusal, Rows, Step
 from .names import Names, Sizes, tensor_names
 from .recognise import Recognised
 
@@ -38,7 +37,7 @@ _SLOWER = {
     "stepwise": "slower: it calls torch's operators step by step",
     "reference": "slower: it runs the cell and loop_fn as they are, in Python",
 }
-_WHILE_COMPILING = "after about 2 s of work step by step, which is what compiling takes"
+_FOLLOWS = "it follows when the loop has run step by step for about 2 s, which is what compiling takes"
 _COMPILE_NOW = "loop = fusedrnn.compile(cell, loop_fn); loop.warmup() compiles now"
 
 
@@ -119,7 +118,9 @@ def explain(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int
     call = Call(as_cell(cell), loop_fn, max_steps=max_steps)
     with _same_generator(), frames.running() as frame, branches.taken():
         begun = contract.start(call, frame)
-        program, tensors, refused = None, [], None
+        program: Program | None = None
+        tensors: list[torch.Tensor] = []
+        refused: Refusal | None = None
         try:
             executors._refuse_surroundings(begun)
             program, tensors = cache.captured(call, frame, begun)
@@ -136,7 +137,8 @@ def _explained(
 ) -> Explanation:
     source, unlowered = (None, None) if program is None else _lowered(program)
     choice = _choice(call, backend, begun, program, tensors, refused, unlowered)
-    step, names = None, []
+    step: Step | None = None
+    names: list[str] = []
     if program is not None:
         known = tensor_names(call)
         names = [known.get(id(tensor), f"a tensor {list(tensor.shape)}") for tensor in tensors]
@@ -169,9 +171,9 @@ def _simplified(program: Program) -> Graph:
 
 
 def _lowered(program: Program) -> tuple[LoopSource | None, Refusal | None]:
-    compiled = program.plans.get("native")
-    if isinstance(compiled, Native):
-        return compiled.source, None
+    compiled = getattr(program.plans.get("native"), "source", None)
+    if isinstance(compiled, LoopSource):
+        return compiled, None
     try:
         return loop_source(program, program.batch), None
     except Unlowered as error:
@@ -193,8 +195,14 @@ def _line(location: str | None) -> str | None:
 
 
 def _choice(
-    call: Call, backend: str, begun: Start, program: Program | None, tensors: list[torch.Tensor], refused: Refusal | None, unlowered: Refusal | None
-) -> Choice:  # fmt: skip
+    call: Call,
+    backend: str,
+    begun: Start,
+    program: Program | None,
+    tensors: list[torch.Tensor],
+    refused: Refusal | None,
+    unlowered: Refusal | None,
+) -> Choice:
     """As `fusedrnn.executors.execute` decides."""
     others = {name: Refusal(reason) for name, reason in _SLOWER.items()}
     for name in ("persistent", "native"):
@@ -213,9 +221,7 @@ def _choice(
         others.pop(executor, None)
     if "native" not in others and executor != "native":
         follows = backend == "auto" and executor == "stepwise"
-        others["native"] = Refusal(
-            f"it follows {_WHILE_COMPILING}" if follows else "another was asked for", _COMPILE_NOW if follows else None
-        )
+        others["native"] = Refusal(_FOLLOWS if follows else "another was asked for", _COMPILE_NOW if follows else None)
     order = [name for name in executors.BACKENDS if name in others]
     return Choice(backend, executor, reason, {name: others[name] for name in order})
 
@@ -248,7 +254,7 @@ def _executor(
         return "stepwise", "the loop does not run natively"
     if executors.worth_compiling(program):
         return "native", "it is compiled" if "native" in program.plans else "the loop has cost what compiling costs: this call compiles it"
-    return "stepwise", f"native follows {_WHILE_COMPILING}"
+    return "stepwise", "the loop is not compiled yet"
 
 
 def _split_at_semicolon(reason: str) -> Refusal:
@@ -267,7 +273,9 @@ def _step(
     bounds = list(found.bounds)
     if call.max_steps is not None:
         bounds.append(text.max_steps(call.max_steps))
-    phases, ahead, moved = None, [], {}
+    phases: list[Phase] | None = None
+    ahead: list[Product] = []
+    moved: dict[str, list[str]] = {}
     state = [(leaf.shape[1:], leaf.dtype) for leaf in program.state_port.leaves if leaf.shape]
     if source is None:
         outputs = zip((target.kind for target in program.targets), found.outputs.values(), strict=True)

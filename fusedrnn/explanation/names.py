@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch.fx import Graph, Node
 
@@ -27,9 +26,9 @@ THROUGH = {
     aten.contiguous.default, aten.lift_fresh_copy.default, torch.ops.prims.convert_element_type.default, ops.quiet, ops.guard, ops.within,
 }  # fmt: skip
 _INFIX = {
-    "add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "floordiv": ("//", 2), "remainder": ("%", 2), "ge": (">=", 0), "gt": (">", 0),
-    "le": ("<=", 0), "lt": ("<", 0), "eq": ("==", 0), "ne": ("!=", 0), "bitwise_or": ("|", 0), "bitwise_and": ("&", 0), "logical_or": ("|", 0),
-    "logical_and": ("&", 0),
+    "add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "floordiv": ("//", 2), "remainder": ("%", 2), "ge": (">=", 0),
+    "gt": (">", 0), "le": ("<=", 0), "lt": ("<", 0), "eq": ("==", 0), "ne": ("!=", 0), "bitwise_or": ("|", 0), "bitwise_and": ("&", 0),
+    "logical_or": ("|", 0), "logical_and": ("&", 0),
 }  # fmt: skip
 
 
@@ -60,7 +59,7 @@ class Sizes:
 
     def number(self, size: Any) -> int | str:
         """The size; its symbol where this call does not know it."""
-        expr = size if isinstance(size, sympy.Expr) else expression(size)
+        expr: Any = expression(size) if isinstance(size, (int, torch.SymInt)) else size
         expr = expr.subs({symbol: self.symbols[str(symbol)] for symbol in expr.free_symbols if str(symbol) in self.symbols})
         return int(expr) if expr.is_number else str(expr)
 
@@ -123,7 +122,8 @@ class Names:
         if name in ("t", "numpy_T"):
             return f"{first}.T"
         if node.target is ops.read:
-            return f"{first}[{':, ' * int(node.args[2])}{self.text(node.args[1])}]"  # type: ignore[call-overload]
+            dim: Any = node.args[2]
+            return f"{first}[{':, ' * dim}{self.text(node.args[1])}]"
         if name in ("select", "slice", "permute", "transpose", "sum", "mean", "any", "all", "argmax"):
             return f"{first}.{name}(...)" if name in ("slice", "permute", "transpose") else f"{name}({arguments[0]})"
         return f"{name}({', '.join(arguments)})"

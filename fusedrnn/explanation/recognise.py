@@ -19,8 +19,9 @@ from .names import Names, Sizes, dtype, is_tensor, location, operator_name, thro
 _PICKS = {aten.argmax.default, aten.max.dim, aten.topk.default, aten.sort.default, aten.sort.stable}
 _LOOK_UPS = {aten.index.Tensor: None, aten.gather.default: 1, aten.index_select.default: 1}  # and where their dimension stands
 _INVARIANT = ("tensor", "seed")
-_COMPARISONS = {"ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "eq": "eq", "ne": "ne", "greater_equal": "ge", "greater": "gt", "less_equal": "le",
-                "less": "lt"}  # fmt: skip
+_COMPARISONS = {
+    "ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "eq": "eq", "ne": "ne", "greater_equal": "ge", "greater": "gt", "less_equal": "le", "less": "lt",
+}  # fmt: skip
 _FLIPPED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt", "eq": "eq", "ne": "ne"}
 _NEGATED = {"ge": "lt", "gt": "le", "le": "gt", "lt": "ge", "eq": "ne", "ne": "eq"}
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "eq": "==", "ne": "!="}
@@ -73,15 +74,16 @@ class Recognised:
     def _looked_up(self, node: Node) -> tuple[Node, Any, int] | None:
         """What, by which index and along which dimension a node looks up a place that is not known before the loop; None for the rows of a
         table, and for what the step itself made."""
-        x: Any = node.args[0]
+        arguments: tuple[Any, ...] = node.args
+        x = arguments[0]
         if x not in self.invariant and not (x in self.source_of and self.source_of[x].kind.endswith(" array")):
             return None
         if node.target is aten.index.Tensor:
-            given = [(dim, index) for dim, index in enumerate(node.args[1]) if index is not None]  # type: ignore[arg-type, union-attr]
+            given = [(dim, index) for dim, index in enumerate(arguments[1]) if index is not None]
             moving = [(dim, index) for dim, index in given if index not in self.invariant]
         else:
-            dim, index = node.args[1:3]
-            moving = [(dim % len(shape(x)), index)] if index not in self.invariant else []  # type: ignore[operator]
+            dim, index = arguments[1:3]
+            moving = [(dim % len(shape(x)), index)] if index not in self.invariant else []
         has_rows = any(size == self.program.batch for size in shape(x))
         if not moving or not (has_rows or any(self._is_timed(index) for _, index in moving)):
             return None

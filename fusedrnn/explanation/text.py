@@ -10,7 +10,7 @@ from pathlib import Path
 from .facts import Bound, Cost, Embedding, Facts, Feedback, Finish, Read, Refusal, Rows, Step
 
 _WIDTH = 110
-_LABEL = 12
+_LABEL = 13
 _OURS = str(Path(__file__).parents[2]) + os.sep
 _FEEDBACK = {
     "none": "none: it does not depend on the steps before",
@@ -119,7 +119,7 @@ def _embedding(embedding: Embedding) -> str:
 
 
 def _finish(finish: Finish) -> str:
-    what = {"lengths": "time >= lengths", "steps": "fixed steps", "token": "a token ends its row", "computed": "computed"}[finish.kind]
+    what = {"lengths": "lengths", "steps": "fixed steps", "token": "a token ends its row", "computed": "computed"}[finish.kind]
     return f"{what}: {finish.text}{_at(finish.location)}"
 
 

@@ -42,10 +42,15 @@ class CompileError(RuntimeError):
 def compiler() -> str | None:
     """The C++ compiler: ``CXX`` from the environment (it may carry arguments), else the first of c++, g++ and clang++ on the path; None
     where there is none."""
-    for command in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+    return _compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+@functools.cache
+def _compiler(named: str, path: str) -> str | None:
+    for command in (named, "c++", "g++", "clang++"):
         words = shlex.split(command)
-        if words and (path := shutil.which(words[0])):
-            return shlex.join([path, *words[1:]])
+        if words and (found := shutil.which(words[0], path=path)):
+            return shlex.join([found, *words[1:]])
     return None
 
 
