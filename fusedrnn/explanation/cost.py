@@ -52,7 +52,7 @@ def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase],
         found.append(
             Phase(
                 [p for after, p in made if after == number - 1 and not p.ahead],
-                sum(map(is_elementwise, inside)),
+                sum(is_elementwise(node) and bool(shape(node)) for node in inside),
                 [name if count == 1 else f"{count} {name}" for name, count in others.items()],
             )
         )
@@ -75,10 +75,10 @@ def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]
                 continue
             if node.target in _PRODUCTS:
                 left, right = node.args[-2:]
-                products += 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])  # type: ignore[arg-type]
+                products += 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])
                 for operand in (left, right):
                     if operand in invariant:
-                        weights[_matrix(operand)] = _bytes(operand, sizes)  # type: ignore[arg-type]
+                        weights[_matrix(operand)] = _bytes(operand, sizes)
             elif is_elementwise(node) and any(size == sizes.batch for size in sizes.of(node)):
                 elements += _count(sizes.of(node))
         emitted = sum(_bytes(node, sizes) for kind, node in outputs if kind == "emit")

@@ -31,7 +31,8 @@ def _returned(file: Path, name: str) -> tuple[Any, Any]:
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.resolve().parent))  # as `python file.py` has it
     try:
@@ -65,10 +66,11 @@ def _g2p() -> dict[str, tuple[Any, Any]]:
 
     model = g2p.G2P.pretrained()
     spelling = next(g2p.spelled(_WORDS, len(_WORDS)))
-    original, g2p.raw_rnn = g2p.raw_rnn, noted  # type: ignore[assignment]
+    names = vars(g2p)
+    original, names["raw_rnn"] = names["raw_rnn"], noted
     try:
         with torch.no_grad():
             model.decode(model.encode(spelling.graphemes, spelling.lengths))
     finally:
-        g2p.raw_rnn = original
+        names["raw_rnn"] = original
     return found

@@ -72,7 +72,7 @@ class Names:
 
     def __init__(self, graph: Graph, sources: Sequence[Source], program: Program, names: Sequence[str]) -> None:
         self.source_of = dict(zip([node for node in graph.nodes if node.op == "placeholder"], sources, strict=True))
-        self._tensors = names
+        self._tensors, self._module = names, program.module
         ports = {"inputs": program.inputs_port, "state": program.state_port, "loop_state": program.loop_state_port}
         self._paths = {kind: _paths(port) for kind, port in ports.items()}
 
@@ -94,6 +94,9 @@ class Names:
             return str(int(node)) if isinstance(node, float) and node.is_integer() else str(node)
         if node in self.source_of:
             return self.source(self.source_of[node])
+        if node.op == "get_attr":
+            constant = self.constant(node)
+            return "a constant" if constant is None else str(constant)
         if depth == 0 or node.op != "call_function":
             return "..." if depth == 0 else node.name
         name = operator_name(node)
@@ -104,6 +107,11 @@ class Names:
             left, right = (self.text(arg, depth=depth - 1, within=binds + place) for place, arg in enumerate(node.args))
             return f"({left} {sign} {right})" if binds < within else f"{left} {sign} {right}"
         return self._call(node, name, [self.text(arg, depth=depth - 1) for arg in node.args if isinstance(arg, (Node, int, float))])
+
+    def constant(self, node: Node) -> Any:
+        """The number that a tensor of the code itself holds; None of a larger one."""
+        held = getattr(self._module, str(node.target), None) if node.op == "get_attr" else None
+        return held.item() if isinstance(held, torch.Tensor) and held.numel() == 1 else None
 
     def _call(self, node: Node, name: str, arguments: list[str]) -> str:
         first = self.text(node.args[0], depth=_DEPTH - 1, within=3) if node.args and isinstance(node.args[0], Node) else ""

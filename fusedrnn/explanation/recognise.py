@@ -20,7 +20,8 @@ _PICKS = {aten.argmax.default, aten.max.dim, aten.topk.default, aten.sort.defaul
 _LOOK_UPS = {aten.index.Tensor: None, aten.gather.default: 1, aten.index_select.default: 1}  # and where their dimension stands
 _INVARIANT = ("tensor", "seed")
 _COMPARISONS = {
-    "ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "eq": "eq", "ne": "ne", "greater_equal": "ge", "greater": "gt", "less_equal": "le", "less": "lt",
+    "ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "eq": "eq", "ne": "ne", "greater_equal": "ge", "greater": "gt",
+    "less_equal": "le", "less": "lt",
 }  # fmt: skip
 _FLIPPED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt", "eq": "eq", "ne": "ne"}
 _NEGATED = {"ge": "lt", "gt": "le", "le": "gt", "lt": "ge", "eq": "ne", "ne": "eq"}
@@ -80,11 +81,10 @@ class Recognised:
             return None
         if node.target is aten.index.Tensor:
             given = [(dim, index) for dim, index in enumerate(arguments[1]) if index is not None]
-            moving = [(dim, index) for dim, index in given if index not in self.invariant]
         else:
-            dim, index = arguments[1:3]
-            moving = [(dim % len(shape(x)), index)] if index not in self.invariant else []
-        has_rows = any(size == self.program.batch for size in shape(x))
+            given = [(arguments[1] % len(shape(x)), arguments[2])]
+        moving = [(dim, index) for dim, index in given if index not in self.invariant]
+        has_rows = len(given) > 1 or any(size == self.program.batch for size in shape(x))
         if not moving or not (has_rows or any(self._is_timed(index) for _, index in moving)):
             return None
         return x, moving[0][1], moving[0][0]
@@ -202,7 +202,7 @@ class Recognised:
 
     def _finished(self) -> Iterator[Finish]:
         for node in dict.fromkeys(self._alternatives(self.outputs[Target("finished")])):
-            constant = _constant(node)
+            constant = _constant(node) if node.op == "call_function" else self.names.constant(node)
             if constant is None:
                 yield self._condition(node)
             elif constant:
