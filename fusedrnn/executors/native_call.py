@@ -178,6 +178,10 @@ class Bound:
             if last is not None:
                 self._returned.append((carried.kind, carried.place, slot[last], leaf.shape, leaf.dtype))
         self._point("init_fin", begun.finished)
+        sunk = source.sunk
+        self._after = {
+            place: (module, [tensors[read.place].detach() for read in sunk.sources[place]]) for place, module in sunk.modules.items()
+        }
         self._kept = {"state": list(begun.state), "loop_state": list(begun.loop_state or [])}
         self._emits = [(target, entry, [size(self._symbols) for size in step], dtype) for target, entry, step, dtype in sizes.emits]
         self._bind_limits(call, source)
@@ -241,7 +245,18 @@ class Bound:
         steps = entries[slot["steps"]]
         whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
         made = {key: piece[:steps] for (key, _, _, _), piece in zip(self._emits, whole, strict=True)}
+        for place in self._after:
+            made["emit", place] = self._made_after(place, made.pop(("stored", place)), lengths)
         return End(steps, made, leaves, self.program.writes, lengths, finished)
+
+    def _made_after(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""
+        module, tensors = self._after[place]
+        with torch.no_grad():
+            emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
+            over = torch.arange(len(emit), dtype=torch.int32).unsqueeze(1) >= lengths
+            made: torch.Tensor = emit.masked_fill_(over.unsqueeze(-1), 0)
+        return made
 
     def _room(self) -> int:
         """The steps to make room for: all that there may be, if that is not too much."""

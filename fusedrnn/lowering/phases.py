@@ -155,7 +155,7 @@ class _Writer:
         found: list[tuple[str, Any, Any]] = [("left", p.left, p) for p in self.stages.products if self._computes_left(p, phase)]
         found += [("carried", node, leaf) for leaf, node in self.next_of.items() if self._phase_of(node) == phase]
         for target, node in zip(self.program.targets, self.stages.outputs, strict=True):
-            if target.kind in ("finished", "past", "emit", "index", "value") and self._phase_of(node) == phase:
+            if target.kind in ("finished", "past", "emit", "stored", "index", "value") and self._phase_of(node) == phase:
                 found.append((target.kind, node, target))
         return found
 
@@ -309,7 +309,7 @@ class _Writer:
             block.line(f"j{detail.place}[at_t] = {made.load(())};")
             self.made.emits.append((detail, f"j{detail.place}", "int64_t"))
         else:
-            name = f"{'e' if kind == 'emit' else 'y'}{detail.place}"
+            name = {"emit": "e", "stored": "z", "value": "y"}[kind] + str(detail.place)
             of_rows = self.locality is not None and self.rows(node) is not None
             offset = f"(at_t * B + R) * ({count(made.dims)})" if of_rows else f"at_t * ({count(made.dims)})"
             if of_rows:

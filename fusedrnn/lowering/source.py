@@ -8,7 +8,7 @@ thread has rows of its own, and rows leave when they finish; otherwise one group
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ..optimise.canonicalise import canonicalise
 from ..optimise.graph import value
 from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
+from ..optimise.sink import Sunk, sink
 from ..optimise.simplify import assume_none_finished, simplify
 from .decompose import decomposed
 from .operators import size_text
@@ -47,6 +48,7 @@ class LoopSource:
         stages: when what is computed.
         program: what was lowered: the program with its inputs looked up, see `hoist`.
         moved: what that moved.
+        sunk: what is done after the loop.
     """
 
     text: str
@@ -63,6 +65,7 @@ class LoopSource:
     stages: Stages
     program: Program
     moved: Moved
+    sunk: Sunk
 
 
 # Entries of every loop: control first, then what is the same for all loops.
@@ -86,10 +89,16 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     if retires:
         _drop_masks(program, module.graph)
         locality, mixes = _locality(program, module.graph, batch)
+    sunk = Sunk()
+    if retires and locality is not None:
+        targets, sunk = sink(program, module, locality)
+        program = replace(program, targets=tuple(targets))
+        locality, mixes = _locality(program, module.graph, batch)
     assert locality is not None or not retires
     found = stages(program, module.graph, lambda node: locality is None or locality.of(node) is not None)
+    moved.hoisted += [f"a product {[str(size) for size in shape(product.weight)]} of inputs" for product in found.products if product.ahead]
     phases = write_phases(program, module.graph, found, locality)
-    return _Text(program, module, found, phases, locality, mixes, retires, moved).source()
+    return _Text(program, module, found, phases, locality, mixes, retires, moved, sunk).source()
 
 
 def _placeholders(graph: Graph) -> list[Node]:
@@ -116,7 +125,7 @@ def _locality(program: Program, graph: Graph, batch: Any) -> tuple[Locality | No
         found = Locality(program, graph, batch)
         for target, node in zip(program.targets, _outputs(graph), strict=True):
             rows = found.of(node)
-            by_rows = target.kind in ("finished", "inputs", "state", "emit", "past") and bool(shape(node))
+            by_rows = target.kind in ("finished", "inputs", "state", "emit", "stored", "past") and bool(shape(node))
             if (by_rows and rows is None) or (rows is not None and (rows.dim != 0 or rows.inner != 1)):
                 raise Mixes(node, f"makes a {target.kind} whose first dimension is not the batch")
     except Mixes as mixes:
@@ -150,8 +159,9 @@ class _Text:
         mixes: Mixes | None,
         retires: bool,
         moved: Moved,
+        sunk: Sunk,
     ) -> None:
-        self.moved = moved
+        self.moved, self.sunk = moved, sunk
         self.program, self.module, self.stages, self.phases = program, module, found, phases
         self.locality, self.mixes, self.retires = locality, mixes, retires
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -181,7 +191,7 @@ class _Text:
         text = self._text()
         return LoopSource(
             text, self.module, list(self.outer_types), phases.externals, phases.weights, carried,
-            [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages, self.program, self.moved,
+            [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages, self.program, self.moved, self.sunk,
         )  # fmt: skip
 
     def _is_returned(self, node: Node) -> bool:
