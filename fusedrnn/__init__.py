@@ -19,6 +19,7 @@ from .cells import (
 from .compiled import Loop, compile
 from .decode import dynamic_decode
 from .errors import PlanError
+from .explanation import Explanation, explain
 from .fallback import fallbacks
 from .loop import raw_rnn
 from .rnn import bidirectional_dynamic_rnn, dynamic_rnn
@@ -30,6 +31,7 @@ __all__ = [
     "BahdanauAttention",
     "BasicRNNCell",
     "DropoutWrapper",
+    "Explanation",
     "GRUCell",
     "LSTMCell",
     "Loop",
@@ -45,6 +47,7 @@ __all__ = [
     "compile",
     "dynamic_decode",
     "dynamic_rnn",
+    "explain",
     "fallbacks",
     "feedback",
     "random",

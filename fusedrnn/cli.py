@@ -216,8 +216,10 @@ def explain_command(args: argparse.Namespace) -> None:
             found = {
                 name: explain(cell, loop_fn, backend=args.backend) for name, (cell, loop_fn) in loops(args.target).items()
             }  # fmt: skip
-    except (ValueError, TypeError, IndexError, ModuleNotFoundError, FileNotFoundError) as error:
-        raise CommandError(str(error)) from error
+    except PlanError:
+        raise
+    except (ValueError, TypeError, IndexError, RuntimeError, ModuleNotFoundError, FileNotFoundError) as error:  # of the loop at time 0
+        raise CommandError((str(error).splitlines() or [type(error).__name__])[0]) from error
     if args.graph is not None:
         shown: dict[str, Any] = {name: explanation.graph(args.graph) for name, explanation in found.items()}
     elif args.json:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fusedrnn import PlanError, __version__, cli, executors
+from fusedrnn.explanation import STAGES
 from fusedrnn.kernels import device
 
 HELLO, WORLD = "hello\tHH EH1 L OW0\n", "world\tW ER1 L D\n"
@@ -250,6 +251,7 @@ def test_explain_g2p(capsys):
 
     assert cli.main(["explain", "g2p", "--graph", "captured"]) == 0
     assert capsys.readouterr().out.count("\nreturn ") == 2
+    assert cli._STAGES == STAGES
 
 
 OWN = """
@@ -276,20 +278,23 @@ def one():
 def broken():
     raise RuntimeError("no data")
 
+def unlike():
+    raise ValueError("first line\\nsecond line")
+
 def wrong():
     return nn.GRUCell(3, 4), lambda time, output, state, loop_state: 1
 """
 
 
-def test_explain_own_loop(capsys, tmp_path):
-    file = tmp_path / "own.py"
-    file.write_text(OWN)
-    assert cli.main(["explain", f"{file}:loop"]) == 0
+def test_explain_own_loop(capsys, monkeypatch, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", "own.py:loop"]) == 0
     out, _ = capsys.readouterr()
-    assert f"x [5, 2, 3] along dimension 0 at time  ({file}:8)" in out
-    assert cli.main(["explain", f"{file}:branches"]) == 0
+    assert "x [5, 2, 3] along dimension 0 at time  (own.py:8)" in out
+    assert cli.main(["explain", "own.py:branches"]) == 0
     out, _ = capsys.readouterr()
-    assert f"({file}:14)" in out.replace("\n", " ")
+    assert "(own.py:14)" in out
     assert "if output is not None and output.sum() > 0:" in out
 
 
@@ -301,6 +306,7 @@ def test_explain_own_loop(capsys, tmp_path):
         ("own.py:other", "own.py has no function other"),
         ("own.py:one", "own.py:one must return (cell, loop_fn), got GRUCell"),
         ("own.py:broken", "own.py:broken failed: RuntimeError: no data"),
+        ("own.py:unlike", "own.py:unlike failed: ValueError: first line"),
         ("own.py:wrong", "loop_fn must return five values"),
         ("own.py:branches --graph lowered", "loop_fn decides in Python"),
         ("own.py:loop --backend fast", "backend must be one of"),

@@ -44,7 +44,7 @@ def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torc
     program = _found(key, begun, walk.tensors)
     if program is None:
         program = _captured_now(call, begun, walk)
-        if key is not None:
+        if key is not None and not (isinstance(program, Program) and program.has_strangers):
             _keep(key, program)
     if isinstance(program, NotCapturable):
         raise NotCapturable(program.reason, program.location)
@@ -94,8 +94,17 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
         changes = before.changes()
         before.restore()
     if changes and isinstance(program, Program):
-        return NotCapturable(f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state")
+        return NotCapturable(
+            f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state",
+            _defined(call.loop_fn),
+        )
     return program
+
+
+def _defined(loop_fn: Any) -> str | None:
+    """``file:line`` of a function's definition."""
+    code = getattr(loop_fn, "__code__", None)
+    return None if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program | NotCapturable | None:

@@ -46,6 +46,8 @@ class _First(Capture):
         module, fakes = self.traced()
         used = self.without_unused(module)
         holds, _, _ = self.holds(fakes)
+        if self.mode is not None and self.mode.met_stranger:
+            raise NotCapturable("time 0 uses a tensor that was not found among what loop_fn closes over")
         return First(module, used, tuple(self.targets), holds)
 
     def fakes(self) -> list[torch.Tensor]:
@@ -55,7 +57,7 @@ class _First(Capture):
 
     def traced_outputs(self, mode: Tracing, by_kind: dict[str, dict[int, torch.Tensor]]) -> list[torch.Tensor]:
         mode.who = "loop_fn"
-        result = contract.asked(self.call, torch.zeros((), dtype=torch.int32), None, None, None)
+        result = mode.stood_in(contract.asked(self.call, torch.zeros((), dtype=torch.int32), None, None, None))
         finished, inputs, state, _, loop_state = contract.unpacked(result, 0)
         begun = self.symbolic_start()
         outputs: list[torch.Tensor] = []

@@ -64,6 +64,7 @@ class Program:
         draws: random draws are made with the loop's seed.
         fits: whether the program holds for a batch size and the closed-over tensors.
         batch: the batch size in the graph's sizes: a symbol, or the number that it was fixed to.
+        has_strangers: it holds values of tensors that a walk does not find: it is good for this call only.
         symbols: where to find the other symbols of the graph's sizes: the place of a closed-over tensor and its dimension.
     """
 
@@ -79,6 +80,7 @@ class Program:
     fits: Callable[[int, Sequence[torch.Tensor]], bool]
     batch: sympy.Expr
     symbols: dict[str, tuple[int, int]]
+    has_strangers: bool
     plans: dict[str, Any] = field(default_factory=dict)  # what executors have made of it, by their names
 
     @property

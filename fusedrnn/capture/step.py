@@ -79,7 +79,7 @@ class Capture:
         assert self.emit_port is not None
         return Program(
             module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
-            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
+            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols, self.mode is not None and self.mode.met_stranger,
         )  # fmt: skip
 
     def traced(self) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
@@ -207,12 +207,12 @@ class Capture:
         state = self._carried("state", mode, by_kind)
         seen = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in state]
         result = self.call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
-        output, cell_state = contract.cell_results(result, 1)
+        output, cell_state = contract.cell_results(mode.stood_in(result), 1)
         mode.who = "loop_fn"
         output, cell_state = (_guarded(tree, finished) for tree in (output, cell_state))
         loop_state = None if begun.loop_state is None else self._carried("loop_state", mode, by_kind)
         carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
-        result = contract.asked(self.call, clock, output, cell_state, carried)
+        result = mode.stood_in(contract.asked(self.call, clock, output, cell_state, carried))
         step = contract.settled(self.call, begun, 1, finished, output, result)
         self.emit_port = begun.emit_port
         self.keeps_loop_state = begun.loop_state_port is not None and step.loop_state is None

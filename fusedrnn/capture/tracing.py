@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as node_meta
 from torch.overrides import TorchFunctionMode
 
@@ -53,13 +54,14 @@ class Tracing(TorchFunctionMode):
         self.reads: list[tuple[int, int]] = []  # identity of a closed-over tensor, and the dimension along which it is read
         self.past_end: list[torch.Tensor] = []  # bool, 0-d or [B]: which rows looked past an end
         self.conversion: str | None = None
+        self.met_stranger = False  # a tensor with data that is not among the closed-over ones: it becomes a constant
         self._taken: list[torch.Tensor] = []  # the predicates of the branches being traced
         self._known: dict[int, tuple[torch.Tensor, bool]] = {}
         frame.conditional = self._conditional
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda x: self.stand_ins.get(id(x), x), (args, kwargs))
+        args, kwargs = self.stood_in((args, kwargs))
         if func in _TO_PYTHON:
             return self._to_python(func, args, kwargs)
         node_meta.current_meta["stack_trace"] = refusal.here()
@@ -68,6 +70,18 @@ class Tracing(TorchFunctionMode):
             return result
         # A step is traced with gradients on: here the user has turned them off.
         return pytree.tree_map_only(torch.Tensor, lambda x: x.detach() if x.is_floating_point() else x, result)
+
+    def stood_in(self, tree: Any) -> Any:
+        """The tree with traced tensors in the place of closed-over ones."""
+        return pytree.tree_map_only(torch.Tensor, self._stand_in, tree)
+
+    def _stand_in(self, x: torch.Tensor) -> torch.Tensor:
+        known = self.stand_ins.get(id(x))
+        if known is not None:
+            return known
+        if not isinstance(x, FakeTensor) and not torch._C._functorch.is_functorch_wrapped_tensor(x):
+            self.met_stranger = True
+        return x
 
     def _dispatched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in DRAWS:

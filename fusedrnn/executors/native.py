@@ -15,6 +15,7 @@ import torch
 from ..capture.program import Program
 from ..capture.refusal import NotCapturable
 from ..contract import Call, Port, Start
+from ..fallback import log
 from ..frames import Frame
 from ..kernels.cpu import build
 from ..lowering.operators import Unlowered
@@ -42,6 +43,9 @@ def compiled(program: Program) -> Native:
             made = NotCapturable(f"{unlowered.reason}; use backend='stepwise' or 'auto'", unlowered.location)
         except build.CompileError as error:
             made = NotCapturable(str(error))
+        except Exception as error:  # a fault of the lowering must not be one of the loop
+            log.exception("lowering a loop to C++ failed; this is a bug of fusedrnn")
+            made = NotCapturable(f"lowering failed: {type(error).__name__}: {error}")
         program.plans["native"] = made
     if isinstance(made, NotCapturable):
         raise NotCapturable(made.reason, made.location)

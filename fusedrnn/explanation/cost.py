@@ -30,6 +30,10 @@ def is_elementwise(node: Node) -> bool:
     return made and node.target not in _FREE
 
 
+def _is_other(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target not in _FREE and not is_elementwise(node)
+
+
 def product(node: Node, left: Node, weight: Node, ahead: bool, names: Names, sizes: Sizes) -> Product:
     *rows, k = sizes.of(left)
     m: int | str = math.prod(int(size) for size in rows) if all(isinstance(size, int) for size in rows) else " x ".join(map(str, rows))
@@ -53,7 +57,7 @@ def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase],
             Phase(
                 [p for after, p in made if after == number - 1 and not p.ahead],
                 sum(is_elementwise(node) and bool(shape(node)) for node in inside),
-                [name if count == 1 else f"{count} {name}" for name, count in others.items()],
+                [name if count == 1 else f"{count} x {name}" for name, count in others.items()],
             )
         )
     return found, [p for _, p in made if p.ahead]
@@ -77,7 +81,7 @@ def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]
                 left, right = node.args[-2:]
                 products += 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])
                 for operand in (left, right):
-                    if operand in invariant:
+                    if operand in invariant and len(shape(operand)) == 2:
                         weights[_matrix(operand)] = _bytes(operand, sizes)
             elif is_elementwise(node) and any(size == sizes.batch for size in sizes.of(node)):
                 elements += _count(sizes.of(node))

@@ -34,20 +34,19 @@ def _returned(file: Path, name: str) -> tuple[Any, Any]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.resolve().parent))  # as `python file.py` has it
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)  # as `python file.py` has it
     try:
         spec.loader.exec_module(module)
         function = getattr(module, name, None)
-        if not callable(function):
-            raise ValueError(f"{file} has no function {name}")
-        made = function()
-    except ValueError:
-        raise
+        made = function() if callable(function) else None
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(f"{file}:{name} failed: {type(error).__name__}: {first}") from error
     finally:
-        sys.path.remove(str(file.resolve().parent))
+        sys.path.remove(folder)
+    if not callable(function):
+        raise ValueError(f"{file} has no function {name}")
     if not isinstance(made, (tuple, list)) or len(made) != 2:
         raise ValueError(f"{file}:{name} must return (cell, loop_fn), got {type(made).__name__}")
     return made[0], made[1]

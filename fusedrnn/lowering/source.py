@@ -96,7 +96,7 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
         locality, mixes = _locality(program, module.graph, batch)
     assert locality is not None or not retires
     found = stages(program, module.graph, lambda node: locality is None or locality.of(node) is not None)
-    moved.hoisted += [f"a product {[str(size) for size in shape(product.weight)]} of inputs" for product in found.products if product.ahead]
+    moved.hoisted += [f"a product [{', '.join(map(str, shape(product.weight)))}] of inputs" for product in found.products if product.ahead]
     phases = write_phases(program, module.graph, found, locality)
     return _Text(program, module, found, phases, locality, mixes, retires, moved, sunk).source()
 

@@ -165,7 +165,7 @@ class _Work:
             before, copies = self._one_step_earlier(made, clock, first)
             with self.graph.inserting_before(before.next):
                 is_first = call(self.graph, aten.eq.Scalar, clock, 1, like=made)
-                now = call(self.graph, aten.where.self, is_first, first, copies[made], like=made)
+                now = call(self.graph, aten.where.self, is_first, first, copies.get(made, made), like=made)
             # What reads the input stands behind the placeholders: so must what makes it.
             placeholder.replace_all_uses_with(now)
             self._drop(source, placeholder, target)

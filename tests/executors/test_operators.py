@@ -12,6 +12,7 @@ import torch
 
 import fusedrnn
 from fusedrnn.capture import ops
+from fusedrnn.errors import PlanError
 from fusedrnn.lowering import operators, pointwise
 from fusedrnn.optimise.graph import aten
 
@@ -103,7 +104,9 @@ def pointwise_cases(op: Any, dtypes: Sequence[torch.dtype], mixed: bool) -> tupl
                 made = _call(op, given, {name: tensor[0] for name, tensor in values.items()})
             except (RuntimeError, TypeError):
                 continue
-            if made.dtype in pointwise.C_TYPES and not (torch.bool in chosen and any(word in str(op) for word in ("shift", "pow"))):  # tracing refuses
+            if made.dtype in pointwise.C_TYPES and not (
+                torch.bool in chosen and any(word in str(op) for word in ("shift", "pow"))
+            ):  # tracing refuses
                 found[f"{op}({', '.join(map(str, given))})"] = functools.partial(_call, op, given)
                 data |= values
     return found, data
@@ -398,12 +401,12 @@ COMPOSED: list[Case] = [
     lambda v: (v["q"] * torch.softmax((v["q"] @ v["x"][:, :, None]), 1)).sum(1), lambda v: torch.nn.functional.log_softmax(v["x"], -1).gather(1, v["k"][:, None]), lambda v: torch.xlogy(v["x"].abs(), v["y"].abs()), lambda v: v["x"].logit(0.1),
     lambda v: torch.nn.functional.scaled_dot_product_attention(v["x"][:, None, None], v["q"][:, None], v["q"][:, None])[:, 0, 0], lambda v: torch.outer(v["w"][0], v["w"][1]) * v["s"][:, None, None], lambda v: v["x"].diff(dim=1),
     lambda v: v["x"].sum(1, keepdim=True).expand(-1, 4) / v["x"].shape[0], lambda v: torch.hypot(v["x"], v["y"]), lambda v: torch.copysign(v["x"], v["y"]), lambda v: torch.nn.functional.glu(v["x"], -1), lambda v: v["x"].median(1).values,
-    lambda v: torch.bucketize(v["x"], v["w"][0].sort().values), lambda v: v["x"].argsort(-1), lambda v: torch.kthvalue(v["x"], 2, 1).values, lambda v: torch.aminmax(v["x"], dim=1).max, lambda v: v["x"].logcumsumexp(1), lambda v: v["ties"].mode(1).values,
-    lambda v: torch.cummax(v["x"], 1).values, lambda v: torch.isin(v["k"], v["fixed"]), lambda v: v["x"].heaviside(v["y"]), lambda v: v["x"].frac(), lambda v: torch.logaddexp(v["x"], v["y"]), lambda v: torch.nn.functional.prelu(v["x"], v["w"][0]),
+    lambda v: torch.bucketize(v["x"], v["w"][0].sort().values), lambda v: v["x"].argsort(-1), lambda v: torch.kthvalue(v["x"], 2, 1).values, lambda v: torch.aminmax(v["x"], dim=1).max, lambda v: v["x"].logcumsumexp(1),
+    lambda v: torch.isin(v["k"], v["fixed"]), lambda v: v["x"].heaviside(v["y"]), lambda v: v["x"].frac(), lambda v: torch.logaddexp(v["x"], v["y"]), lambda v: torch.nn.functional.prelu(v["x"], v["w"][0]),
 ]  # fmt: skip
 
 # What the native executor cannot do: it says so, and `stepwise` does it.
-REFUSED: dict[str, Case] = {}
+REFUSED: dict[str, Case] = {"mode": lambda v: v["ties"].mode(1).values, "cummax": lambda v: torch.cummax(v["x"], 1).values}
 
 # What the lowering never meets, with the pass that takes it away.
 NOT_MET = {ops.within}
@@ -422,7 +425,9 @@ def _numbered(chosen: Sequence[Any]) -> dict[str, Case]:
     return {f"{op}: {place}": case for op in chosen for place, case in enumerate(CASES[op])}
 
 
-@pytest.mark.parametrize("mode", ["rows", "mixed", pytest.param("one", marks=pytest.mark.slow), pytest.param("stays", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", ["rows", "mixed", pytest.param("one", marks=pytest.mark.slow), pytest.param("stays", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("group", range(RULE_GROUPS))
 def test_operators_with_a_rule(group, mode):
     check(_numbered(RULED[group * len(RULED) // RULE_GROUPS : (group + 1) * len(RULED) // RULE_GROUPS]), shaped(), known(), mode)
@@ -433,7 +438,16 @@ def test_draws(mode):
     check(_numbered([ops.draw]), shaped(), known(), mode)
 
 
-@pytest.mark.parametrize("mode", ["rows", "mixed", pytest.param("one", marks=pytest.mark.slow), pytest.param("stays", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", ["rows", "mixed", pytest.param("one", marks=pytest.mark.slow), pytest.param("stays", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("group", range(4))
 def test_what_torch_takes_apart(group, mode):
     check({f"composed {place}": COMPOSED[place] for place in range(group, len(COMPOSED), 4)}, shaped(), known(), mode)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    with pytest.raises(PlanError, match=f"the native executor has no {name}"):
+        check({name: REFUSED[name]}, shaped(), known(), backends=["native"])
+    check({name: REFUSED[name]}, shaped(), known(), backends=["stepwise"])

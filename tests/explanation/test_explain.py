@@ -240,7 +240,9 @@ def test_attention(made):
     assert [fed["kind"] for fed in found["step"]["feedback"]] == ["none"]
     assert [read["tensor"] for read in found["step"]["reads"]] == ["x"]
     assert found["step"]["rows"]["local"]
-    assert found["step"]["cost"]["product_flops"] > 2 * H * 3 * H
+    cost = found["step"]["cost"]
+    assert cost["product_flops"] == 2 * (D + 8 + H) * 3 * H + 2 * H * 4 + 2 * 7 * 8
+    assert cost["weight_bytes"] == 4 * ((D + 8 + H) * 3 * H + H * 4)
 
 
 # How rows finish
