@@ -1,4 +1,4 @@
-"""Pairs of runs, in turn. In: two functions that do the same; out: their times, the ratio of each pair, and what a figure needs to be read later."""
+"""Pairs of runs, in turn. In: two functions that do the same; out: their times and the ratio of each pair."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from .cells.protocol import as_cell
 from .contract import Call, LoopFn, Port, Start
 from .errors import PlanError
 from .executors import native
+from .executors.native_call import Bound
 from .frames import Frame
 from .result import Result
 
@@ -27,7 +28,7 @@ class _Kept:
     versions: list[tuple[int, int]]
     shapes: list[torch.Size]
     tensors: list[torch.Tensor]  # held, so that no other tensor gets their addresses
-    bound: native.Bound
+    bound: Bound
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Loop:
         self._ready: _Ready | None = None
 
     def __repr__(self) -> str:
-        return f"Loop({type(self.cell).__name__}, {getattr(self.loop_fn, '__qualname__', type(self.loop_fn).__name__)}, backend={self.backend!r})"
+        name = getattr(self.loop_fn, "__qualname__", type(self.loop_fn).__name__)
+        return f"Loop({type(self.cell).__name__}, {name}, backend={self.backend!r})"
 
     def __call__(self) -> Result:
         """Run the loop.
@@ -136,14 +138,15 @@ class Loop:
         ended = bound.run()
         return None if ended is None else native.result(self._call, bound.begun, ready.emit_port, ended)
 
-    def _bind(self, ready: _Ready, tensors: list[torch.Tensor]) -> native.Bound | None:
+    def _bind(self, ready: _Ready, tensors: list[torch.Tensor]) -> Bound | None:
         """Time 0 with these tensors; None where the program does not fit them, or there is no step to take."""
         begun, program = ready.begun, ready.prepared.program
         if not ready.first.fits(begun.batch, tensors) or not program.fits(begun.batch, tensors) or ready.prepared.native is None:
             return None
         frame = Frame(0)
         trees: dict[str, list[Any]] = {
-            "finished": [None], "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []), "past": [None],
+            "finished": [None], "past": [None],
+            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []),
         }  # fmt: skip
         with torch.no_grad():
             outputs = ready.first.run(*[
@@ -159,7 +162,7 @@ class Loop:
             begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
             loop_state=None if begun.loop_state is None else trees["loop_state"],
         )  # fmt: skip
-        return native.Bound(ready.prepared.native, program, self._call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+        return Bound(ready.prepared.native, program, self._call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
 
 
 def compile(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int | None = None) -> Loop:

@@ -139,10 +139,8 @@ def _dropout(frame: Frame, input: torch.Tensor, p: float = 0.5, train: bool = Tr
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not named.get("training", train) or p == 0:
         return input
-    if p == 1:
-        kept = input * 0
-    else:
-        kept = torch.where(_uniform(frame, input.shape, torch.float32, input.device) < 1 - p, input / (1 - p), 0.0)
+    keep = _uniform(frame, input.shape, torch.float32, input.device) < 1 - p
+    kept = torch.where(keep, input / (1 - p if p < 1 else 1), 0.0)
     return input.copy_(kept) if inplace else kept
 
 

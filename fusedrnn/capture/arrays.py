@@ -1,4 +1,4 @@
-"""TensorArrays that a step carries, while it is traced. In: writes and reads; out: the writes, as index and value, for the program to repeat."""
+"""TensorArrays that a step carries, while it is traced. In: writes and reads; out: the writes, for the program to repeat."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class TracedArray(TensorArray):
         element = torch.where(index < before, ops.read(self.content, index, 0), 0)
         for at, value in self.writes:
             element = torch.where(index == at, value, element)
-        return element  # type: ignore[no-any-return]
+        return element
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise NotCapturable("the loop asks a TensorArray that it carries for more than one element: carry a tensor in the state", here())
 
-    stack = size = unstack = gather = concat = split = _loaded = _refuse  # type: ignore[assignment]
+    stack = size = unstack = gather = concat = split = _loaded = _refuse
 
 
 def _index(i: int | torch.Tensor) -> torch.Tensor:

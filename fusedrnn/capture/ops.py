@@ -14,7 +14,7 @@ import torch
 from .. import rows
 from ..random import philox
 
-_library = torch.library.Library("fusedrnn", "DEF")
+_library: Any = torch.library.Library("fusedrnn", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ class Source(NamedTuple):
     """Where one input of the graph comes from.
 
     Attributes:
-        kind: "time" (0-d int32, of the loop_fn call), "finished" (``[B]`` bool, before the step), "inputs", "state", "loop_state" (a leaf of
-            that tree), "state array", "loop_state array" (the elements of a TensorArray leaf, stacked), "seed" (0-d int64, of the loop)
-            or "tensor" (closed over).
+        kind: "time" (0-d int32, of the loop_fn call), "finished" (``[B]`` bool, before the step), "inputs", "state", "loop_state" (a leaf
+            of that tree), "state array", "loop_state array" (the elements of a TensorArray leaf, stacked), "seed" (0-d int64, of the
+            loop) or "tensor" (closed over). `fusedrnn.optimise.hoist` adds "initial inputs", "token" and "initial token".
         place: of the leaf in its tree, or of the tensor among the closed-over ones.
     """
 

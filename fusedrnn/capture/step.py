@@ -79,7 +79,8 @@ class Capture:
         assert self.emit_port is not None
         return Program(
             module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
-            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols, self.mode is not None and self.mode.met_stranger,
+            self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
+            self.mode is not None and self.mode.met_stranger,
         )  # fmt: skip
 
     def traced(self) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:
@@ -119,7 +120,7 @@ class Capture:
     def _size(self, size: int) -> Any:
         """A size as a symbol of its own, or itself where torch fixes it (0 and 1)."""
         self.symbols += 1
-        context = StatelessSymbolicContext([DimDynamic.DYNAMIC])
+        context: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC])
         source = ConstantSource(f"size{self.symbols}")
         return self.fake_mode.from_tensor(torch.empty(size, dtype=torch.int8), symbolic_context=context, source=source).shape[0]
 
@@ -174,9 +175,11 @@ class Capture:
         return [self.batch if not place and size == self.begun.batch else size for place, size in enumerate(shape)]
 
     def _lifted_shape(self, tensor: torch.Tensor) -> list[Any]:
-        """The sizes of a closed-over tensor, those that may be the batch size or the number of steps as symbols: of what is no parameter the
-        first two where one of them is the batch size, and dimensions that are known to be read along time. A symbol that meets another
-        size in the step becomes that size."""
+        """The sizes of a closed-over tensor, with symbols for those that may be the batch size or the number of steps.
+
+        Of what is no parameter these are the first two, where one of them is the batch size, and dimensions that are known to be read
+        along time. A symbol that meets another size in the step becomes that size.
+        """
         shape = list(tensor.shape)
         if isinstance(tensor, torch.nn.Parameter):
             return shape
@@ -262,9 +265,7 @@ class Capture:
         """What time 0 settled, with the batch size as the symbol."""
         begun, batch = self.begun, self.batch
 
-        def port(port: Port | None, every: bool) -> Port | None:
-            if port is None:
-                return None
+        def port(port: Port, every: bool) -> Port:
             leaves = [_with_batch(leaf, begun.batch, batch, every) for leaf in port.leaves]
             return Port(port.name, port.structure, leaves, port.hint)
 
@@ -273,8 +274,8 @@ class Capture:
             batch=batch,
             inputs_port=port(begun.inputs_port, True),
             state_port=port(begun.state_port, True),
-            loop_state_port=port(begun.loop_state_port, False),
-            emit_port=port(begun.emit_port, True),
+            loop_state_port=None if begun.loop_state_port is None else port(begun.loop_state_port, False),
+            emit_port=None if begun.emit_port is None else port(begun.emit_port, True),
         )
 
     def _refuse_leftovers(self, module: torch.fx.GraphModule) -> None:

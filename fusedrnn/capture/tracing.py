@@ -17,8 +17,8 @@ from .. import trees
 from ..draws import RULES as DRAWS
 from ..frames import Frame
 from . import ops, refusal
-from .spelled_out import SPELLED_OUT
 from .refusal import NotCapturable
+from .spelled_out import SPELLED_OUT
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _TO_PYTHON = {

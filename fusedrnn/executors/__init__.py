@@ -23,6 +23,7 @@ from ..frames import Frame
 from ..kernels.cpu import build
 from ..result import Result
 from . import native, reference, stepwise
+from .native_call import Native
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
@@ -92,7 +93,9 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
         if backend == "auto":
             return _weighed(call, frame, begun, program, tensors, compile_now)
         try:
-            return (native if backend == "native" else stepwise).run(call, frame, begun, program, tensors)
+            if backend == "native":
+                return native.run(call, frame, begun, program, tensors)
+            return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
 
@@ -110,7 +113,7 @@ class Prepared:
     begun: Start
     program: Program
     tensors: list[torch.Tensor]
-    native: native.Native | None
+    native: Native | None
     refused: NotCapturable | None
 
 
@@ -125,16 +128,16 @@ def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
             return refused
         except Exception as error:
             return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}")
-        refused = None
+        reason: NotCapturable | None = None
         if backend in ("auto", "native"):
             with torch.no_grad():
-                refused = native_refusal(call, begun, program, tensors)
+                reason = native_refusal(call, begun, program, tensors)
             try:
-                if refused is None:
+                if reason is None:
                     return Prepared(begun, program, tensors, native.compiled(program), None)
-            except NotCapturable as error:
-                refused = error
-        return Prepared(begun, program, tensors, None, refused)
+            except NotCapturable as unlowered:
+                reason = unlowered
+        return Prepared(begun, program, tensors, None, reason)
 
 
 def _untraceable(backend: str, call: Call, frame: Frame, begun: Start, error: Exception) -> Result:

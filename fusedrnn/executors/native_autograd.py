@@ -1,4 +1,4 @@
-"""Gradients of a native loop. In: the tensors that a loop depends on; out: its results, whose backward runs the loop again, step by step."""
+"""Gradients of a native loop. In: what a loop depends on; out: its results, whose backward runs the loop again, step by step."""
 
 from __future__ import annotations
 

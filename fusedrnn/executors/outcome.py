@@ -1,4 +1,4 @@
-"""What a loop returns, from what its steps left behind. In: emits and final leaves; out: a `Result` that puts things together when asked."""
+"""What a loop returns, from what its steps left. In: emits and final leaves; out: a `Result` that puts things together when asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loop needs before its first step. In: the closed-over tensors of a call; out: tensors made of them, kept until one of them changes."""
+"""What a loop needs before its first step. In: the closed-over tensors; out: tensors made of them, kept until one of them changes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a step graph to C++: `locality` finds the rows, `pointwise` and `operators` say how one operator is written, `source` puts a loop together."""
+"""From a step graph to C++: `operators` and `pointwise` say how one operator is written, `stages` when, `source` puts a loop together."""

@@ -12,13 +12,14 @@ from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture.program import INVARIANT, Source
+from ..capture.sizes import expression
 from ..optimise.graph import fake_mode
 from . import operators, pointwise
 from .operators import Unlowered
 
 
 def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source]) -> torch.fx.GraphModule:
-    """The graph in operators that have a rule, with the constants of ``module``. What is the same at every step needs none: torch computes it.
+    """The graph in operators that have a rule, with the constants of ``module``; torch computes what is the same at every step.
 
     Raises:
         Unlowered: there are operators that torch cannot take apart either.
@@ -27,9 +28,11 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
         made = node.meta.get("val")
         if isinstance(made, torch.Tensor) and made.dtype not in pointwise.C_TYPES:
             raise Unlowered(node, f"{made.dtype}")
+        if any(symbol.name.startswith("u") for size in getattr(made, "shape", ()) for symbol in expression(size).free_symbols):
+            raise Unlowered(node, "a tensor whose size depends on values")
     if all(operators.is_lowered(node) for node in stepped(graph, sources)):
         return torch.fx.GraphModule(module, graph)
-    table = {
+    table: dict[Any, Any] = {
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
     }
     table |= _OURS
@@ -68,7 +71,8 @@ def _variance(x: torch.Tensor, dim: Any = None, *, correction: float | None = No
         count = count * x.shape[d]
     from_mean = x - x.mean(dims, keepdim=True)
     correction = 1 if correction is None else correction
-    return (from_mean * from_mean).sum(dims, keepdim=keepdim) / max(count - correction, 0)
+    variance: torch.Tensor = (from_mean * from_mean).sum(dims, keepdim=keepdim) / max(count - correction, 0)
+    return variance
 
 
 def _unbiased(x: torch.Tensor, *args: Any, keepdim: bool = False) -> torch.Tensor:
@@ -109,7 +113,7 @@ def _broadcast(x: torch.Tensor, shape: Any, dims: Any) -> torch.Tensor:
 
 
 _aten = torch.ops.aten
-_OURS = {
+_OURS: dict[Any, Any] = {
     _aten.var.correction: _variance,
     _aten.var.default: _unbiased,
     _aten.var.dim: _unbiased,

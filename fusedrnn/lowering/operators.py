@@ -18,7 +18,7 @@ from ..optimise.locality import Rows, shape
 from . import pointwise
 from .block import Block
 from .pointwise import cast, computed_in, literal, narrowed, rounded
-from .values import Index, Value, linear, stored
+from .values import Index, Value, linear, read, stored
 
 _printer = CppPrinter()
 
@@ -41,7 +41,8 @@ class Lowering:
     """
 
     def __init__(self, node: Node, block: Block, operand: Callable[[Node], Value], rows: Callable[[Any], Rows | None], row: str) -> None:
-        self.node, self.block, self.operand, self.rows, self.row = node, block, operand, rows, row
+        self.node: Any = node  # fx types arguments as a union that no rule can use
+        self.block, self.operand, self.rows, self.row = block, operand, rows, row
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         args = self.node.args
@@ -148,7 +149,7 @@ def lower(lowering: Lowering) -> Value:
 def _pointwise(self: Lowering) -> Value:
     kind, write = pointwise.TABLE[self.node.target]
     operands = list(self.node.args)
-    names = [argument.name for argument in self.node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [argument.name for argument in self.node.target._schema.arguments]
     alpha = operands.pop(names.index("alpha")) if "alpha" in names[: len(operands)] else self.node.kwargs.get("alpha", 1)
     if kind == "result":
         dtype = self.dtype
@@ -176,7 +177,7 @@ def _pointwise(self: Lowering) -> Value:
 @rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def _div_mode(self: Lowering) -> Value:
     mode = self.node.kwargs.get("rounding_mode")
-    name = {"floor": "floor_divide", "trunc": "trunc_divide"}.get(mode)  # type: ignore[arg-type]
+    name = {"floor": "floor_divide", "trunc": "trunc_divide"}.get(mode)
     a, b = self.node.args[:2]
 
     def load(index: Index) -> str:
@@ -241,8 +242,8 @@ def _quiet(self: Lowering) -> Value:
     x, finished = self.node.args
 
     def load(index: Index) -> str:
-        element = self.operand(x).load(index)  # type: ignore[arg-type]
-        done = self.operand(finished).load(index[:1] if self.rows(self.node) is None else ())  # type: ignore[arg-type]
+        element = self.operand(x).load(index)
+        done = self.operand(finished).load(index[:1] if self.rows(self.node) is None else ())
         return f"({done} && !frnn::isfinite({element}) ? 0 : {element})"
 
     return Value(self.dims, self.dtype, load, cheap=False)
@@ -252,7 +253,7 @@ def _quiet(self: Lowering) -> Value:
       aten.scalar_tensor.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
       aten.empty.memory_format, aten.empty_like.default)  # fmt: skip
 def _filled(self: Lowering) -> Value:
-    name = self.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]
+    name = self.node.target._schema.name.removeprefix("aten::")
     if name in ("full", "full_like"):
         number: Any = self.argument(1, "fill_value")
     elif name == "scalar_tensor":
@@ -313,10 +314,10 @@ def _permute(self: Lowering) -> Value:
         order = list(reversed(range(rank)))
     elif self.node.target == aten.transpose.int:
         order = list(range(rank))
-        a, b = (dim % rank for dim in self.node.args[1:3])  # type: ignore[operator]
+        a, b = (dim % rank for dim in self.node.args[1:3])
         order[a], order[b] = order[b], order[a]
     else:
-        order = [dim % rank for dim in self.node.args[1]]  # type: ignore[union-attr]
+        order = [dim % rank for dim in self.node.args[1]]
     rows = self.rows(source)
     if rows is not None and rows.inner == 1:
         order = [dim - (dim > rows.dim) for dim in order if dim != rows.dim]
@@ -343,7 +344,7 @@ def _expand(self: Lowering) -> Value:
 @rule(aten.select.int)
 def _select(self: Lowering) -> Value:
     source, dim, at = self.node.args
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
     position = self.scalar(at, torch.int64)
     if not isinstance(at, int) or at < 0:
         position = f"frnn::wrapped({position}, {operand.dims[place]})"
@@ -360,7 +361,7 @@ def _slice(self: Lowering) -> Value:
         return operand  # all of the batch
     place = self.place(dim, source)
     begin = "0" if start is None else self.scalar(start, torch.int64)
-    if not (start is None or (isinstance(start, int) and 0 <= start)):
+    if not (start is None or (isinstance(start, int) and start >= 0)):
         begin = f"frnn::bounded({begin}, {operand.dims[place]})"
 
     def index_of(index: list[str]) -> list[str]:
@@ -373,8 +374,8 @@ def _slice(self: Lowering) -> Value:
 @rule(aten.flip.default)
 def _flip(self: Lowering) -> Value:
     source, dims = self.node.args
-    operand = self.operand(source)  # type: ignore[arg-type]
-    places = {self.place(dim, source) for dim in dims}  # type: ignore[union-attr]
+    operand = self.operand(source)
+    places = {self.place(dim, source) for dim in dims}
     return _reindexed(self, operand, lambda index: [f"{operand.dims[p]} - 1 - {i}" if p in places else i for p, i in enumerate(index)])
 
 
@@ -420,7 +421,7 @@ def checked(self: Lowering, index: Node, size: str, *, wraps: bool = True) -> Va
 @rule(ops.read)
 def _read(self: Lowering) -> Value:
     source, index, dim = self.node.args
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
     size = operand.dims[place]
     name = self.block.names("r")
     self.block.line(f"const int64_t {name} = frnn::read_at({self.scalar(index, torch.int64)}, {size}, fault);")
@@ -444,14 +445,14 @@ def _embedding(self: Lowering) -> Value:
 @rule(ops.within)
 def _within(self: Lowering) -> Value:
     index, table = self.node.args
-    return checked(self, index, size_text(shape(table)[0]), wraps=False)  # type: ignore[arg-type]
+    return checked(self, index, size_text(shape(table)[0]), wraps=False)
 
 
 @rule(aten.index_select.default)
 def _index_select(self: Lowering) -> Value:
     source, dim, index = self.node.args
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
-    rows = checked(self, index, operand.dims[place], wraps=False)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
+    rows = checked(self, index, operand.dims[place], wraps=False)
     if self.rows(index) is not None:
         return Value(self.dims, self.dtype, lambda at: operand.load([*at[:place], rows.load(()), *at[place:]]))
     return Value(self.dims, self.dtype, lambda at: operand.load([*at[:place], rows.load([at[place]]), *at[place + 1 :]]))
@@ -460,10 +461,10 @@ def _index_select(self: Lowering) -> Value:
 @rule(aten.gather.default)
 def _gather(self: Lowering) -> Value:
     source, dim, index = self.node.args
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
     if not operand.dims:
         return operand
-    picked = checked(self, index, operand.dims[place], wraps=False)  # type: ignore[arg-type]
+    picked = checked(self, index, operand.dims[place], wraps=False)
     return Value(self.dims, self.dtype, lambda at: operand.load([picked.load(at) if p == place else i for p, i in enumerate(at)]))
 
 
@@ -514,12 +515,12 @@ def _index(self: Lowering) -> Value:
 def _index_put(self: Lowering) -> Value:
     source, indices, values = self.node.args[:3]
     accumulate = bool(self.argument(3, "accumulate", False))
-    operand, rows = self.operand(source), self.rows(source)  # type: ignore[arg-type]
+    operand, rows = self.operand(source), self.rows(source)
     sizes = [size_text(size) for size in shape(source)]
     pointer = self.block.space(self.dims, self.dtype)
     self.block.fill(pointer, self.dims, self.dtype, operand.load)
-    given = [(place, index) for place, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
-    if any(index is None for index in indices[: len(given)]):  # type: ignore[index]
+    given = [(place, index) for place, index in enumerate(indices) if index is not None]
+    if any(index is None for index in indices[: len(given)]):
         raise Unlowered(self.node, "indices that skip a dimension")
     picked = [checked(self, index, sizes[place]) for place, index in given if rows is None or place != rows.dim]
     rest = [size for place, size in enumerate(sizes) if place >= len(given)]
@@ -537,27 +538,27 @@ def _index_put(self: Lowering) -> Value:
         into += at[rank:]
         dims = self.dims_of(values)
         own = ["0" if size == "1" else i for i, size in zip(at[len(at) - len(dims) :], dims, strict=True)] if dims else []
-        element = cast(self.operand(values).load(own), value(values).dtype, self.dtype)  # type: ignore[arg-type]
+        element = cast(self.operand(values).load(own), value(values).dtype, self.dtype)
         where = f"{pointer}[{linear(into, self.dims)}]"
-        self.block.line(f"{where} = {where} + {element};" if accumulate else f"{where} = {_write(element, self.dtype)};")
+        element = f"{read(where, self.dtype)} + {element}" if accumulate else element
+        self.block.line(f"{where} = {_write(element, self.dtype)};")
     return stored(pointer, self.dims, self.dtype)
 
 
 @rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default)
 def _scatter(self: Lowering) -> Value:
     source, dim, index, what = self.node.args
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
     pointer = self.block.space(self.dims, self.dtype)
     self.block.fill(pointer, self.dims, self.dtype, operand.load)
-    picked = checked(self, index, operand.dims[place], wraps=False)  # type: ignore[arg-type]
+    picked = checked(self, index, operand.dims[place], wraps=False)
     with self.block.loop(picked.dims) as at:
         into = [picked.load(at) if p == place else i for p, i in enumerate(at)]
         tensor = isinstance(what, Node) and isinstance(value(what), torch.Tensor) and self.node.target != aten.scatter.value
-        element = cast(self.operand(what).load(at), value(what).dtype, self.dtype) if tensor else self.scalar(what, self.dtype)  # type: ignore[arg-type]
+        element = cast(self.operand(what).load(at), value(what).dtype, self.dtype) if tensor else self.scalar(what, self.dtype)
         where = f"{pointer}[{linear(into, self.dims)}]"
-        self.block.line(
-            f"{where} += {element};" if self.node.target == aten.scatter_add.default else f"{where} = {_write(element, self.dtype)};"
-        )
+        element = f"{read(where, self.dtype)} + {element}" if self.node.target == aten.scatter_add.default else element
+        self.block.line(f"{where} = {_write(element, self.dtype)};")
     return stored(pointer, self.dims, self.dtype)
 
 
@@ -591,12 +592,12 @@ def _window(self: Lowering) -> Value:
 def _pad(self: Lowering) -> Value:
     source, pads = self.node.args[:2]
     fill = self.argument(2, "value", 0)
-    operand = self.operand(source)  # type: ignore[arg-type]
+    operand = self.operand(source)
     pointer = self.block.space(self.dims, self.dtype)
     self.block.fill(pointer, self.dims, self.dtype, lambda _: self.scalar(fill, self.dtype))
     rank = len(shape(source))
-    before = {self.place(rank - 1 - k, source): pads[2 * k] for k in range(len(pads) // 2)}  # type: ignore[arg-type,index]
-    if any(isinstance(pad, int) and pad < 0 for pad in pads):  # type: ignore[union-attr]
+    before = {self.place(rank - 1 - k, source): pads[2 * k] for k in range(len(pads) // 2)}
+    if any(isinstance(pad, int) and pad < 0 for pad in pads):
         raise Unlowered(self.node, "a negative padding")
     with self.block.loop(operand.dims) as at:
         into = [f"{before.get(p, 0)} + {i}" for p, i in enumerate(at)]
@@ -753,7 +754,7 @@ def _best(
 @rule(aten.cumsum.default, aten.cumprod.default)
 def _cumulated(self: Lowering) -> Value:
     source, dim = self.node.args[:2]
-    operand, place = self.operand(source), self.place(dim, source)  # type: ignore[arg-type]
+    operand, place = self.operand(source), self.place(dim, source)
     if not operand.dims:
         return operand
     start, step = ("0", "+") if self.node.target == aten.cumsum.default else ("1", "*")
@@ -787,7 +788,10 @@ def _ordered(self: Lowering, place: int, source: Any, descending: bool, most: st
     order = self.block.space([operand.dims[place]], torch.int64)
     others = [size if p != place else "1" for p, size in enumerate(operand.dims)]
     with self.block.loop(others) as at:
-        key = lambda name: operand.load([name if p == place else i for p, i in enumerate(at)])  # noqa: E731
+
+        def key(name: str, at: list[str] = at) -> str:
+            return operand.load([name if p == place else i for p, i in enumerate(at)])
+
         self.block.line(
             f"frnn::sort({order}, (int64_t)({operand.dims[place]}), "
             f"[&](int64_t a_, int64_t b_) {{ return frnn::{'after' if descending else 'before'}({key('a_')}, {key('b_')}); }});"
@@ -840,7 +844,7 @@ def _max_dim(self: Lowering) -> Any:
 @rule(operator.getitem)
 def _getitem(self: Lowering) -> Value:
     source, place = self.node.args
-    pair: Any = self.operand(source)  # type: ignore[arg-type]
+    pair: Any = self.operand(source)
     return pair[place]  # type: ignore[no-any-return]
 
 
@@ -898,7 +902,7 @@ def _matrix_product(self: Lowering, a: Value, b: Value, *, batched: bool, dims: 
 def _draw(self: Lowering) -> Value:
     seed, _, time, site, lineage = self.node.args
     clock = self.scalar(time, torch.int32)
-    key = self.operand(seed)  # type: ignore[arg-type]
+    key = self.operand(seed)
 
     def load(index: Index) -> str:
         row_key, column = (key.load(()), index[0]) if self.rows(self.node) is not None else (key.load(index[:1]), index[1])

@@ -91,8 +91,8 @@ _ARITHMETIC: dict[Any, Expression] = {
 _FLOATING: dict[Any, Expression] = {
     "div": _infix("/"), "reciprocal": lambda a: f"(1 / {a})",
     **{name: _function(name) for name in (
-        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "tanh", "sigmoid", "erf", "erfc", "erfinv",
-        "atan", "asin", "acos", "sinh", "cosh", "atan2",
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "tanh", "sigmoid",
+        "erf", "erfc", "erfinv", "atan", "asin", "acos", "sinh", "cosh", "atan2",
     )},
 }  # fmt: skip
 
@@ -100,7 +100,12 @@ _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": 
 _LOGICAL: dict[str, Expression] = {
     "logical_and": _infix("&&"), "logical_or": _infix("||"), "logical_xor": _infix("!="), "logical_not": lambda a: f"(!{a})",
 }  # fmt: skip
-_TESTS: dict[str, Expression] = {"isnan": _function("isnan"), "isinf": _function("isinf"), "isfinite": _function("isfinite")}
+_TESTS: dict[str, Expression] = {
+    "isnan": _function("isnan"),
+    "isinf": _function("isinf"),
+    "isfinite": _function("isfinite"),
+    "signbit": _function("signbit"),
+}
 
 
 def _overloads(name: str) -> list[Any]:

@@ -19,8 +19,8 @@ from ..optimise.canonicalise import canonicalise
 from ..optimise.graph import value
 from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
-from ..optimise.sink import Sunk, sink
 from ..optimise.simplify import assume_none_finished, simplify
+from ..optimise.sink import Sunk, sink
 from .decompose import decomposed
 from .operators import size_text
 from .phases import Buffer, Phases, write_phases
@@ -172,7 +172,7 @@ class _Text:
 
     def source(self) -> LoopSource:
         phases = self.phases
-        symbols = {name: symbol for name, symbol in sorted(phases.symbols.items())}
+        symbols = dict(sorted(phases.symbols.items()))
         outer = [*_CONTROL, *symbols]
         self.outer_types = dict.fromkeys(outer, "int64_t")
         self.outer_types |= {"init_fin": "const uint8_t*", "finished": "uint8_t*", "lengths": "int32_t*"}
@@ -191,7 +191,8 @@ class _Text:
         text = self._text()
         return LoopSource(
             text, self.module, list(self.outer_types), phases.externals, phases.weights, carried,
-            [(target, name) for target, name, _ in phases.emits], symbols, self.retires, self.locality, self.mixes, self.stages, self.program, self.moved, self.sunk,
+            [(target, name) for target, name, _ in phases.emits], symbols, self.retires,
+            self.locality, self.mixes, self.stages, self.program, self.moved, self.sunk,
         )  # fmt: skip
 
     def _is_returned(self, node: Node) -> bool:
@@ -272,7 +273,9 @@ class _Text:
                 if self.locality is not None:
                     lines += [
                         "    if (n >= 16 * crew.count)",
-                        f"        crew.all([&](int i, int of) {{ phase{number}(o, s, t, n * i / of, n * (i + 1) / of, s.arena + i * arena_bytes(o)); }});",
+                        "        crew.all([&](int i, int of) {",
+                        f"            phase{number}(o, s, t, n * i / of, n * (i + 1) / of, s.arena + i * arena_bytes(o));",
+                        "        });",
                         "    else",
                         f"        phase{number}(o, s, t, 0, n, s.arena);",
                     ]
@@ -462,7 +465,7 @@ class _Text:
     def _run(self) -> str:
         uniform = [buffer for buffer in self._returned() if not buffer.of_rows and self.locality is not None]
         lines = [
-            "// Runs the loop, or goes on with a session. Returns 0: done; 1: the room for emits is full, call again with more; 2: a fault.",
+            "// Runs the loop, or goes on with a session. Returns 0: done; 1: the room for emits is full, call again; 2: a fault.",
             'extern "C" int64_t run(int64_t* a) {',
             "    Outer o;",
             *[f"    o.{name} = ({kind})a[{place}];" for place, (name, kind) in enumerate(self.outer_types.items())],
@@ -473,7 +476,8 @@ class _Text:
             "    if (!session) {",
             "        session = (Session*)__builtin_malloc(sizeof(Session));",
             "        session->memory.used = 0;",
-            "        for (int64_t g = 0; g < groups; ++g) start(o, session->groups[g], session->memory, g, groups, groups > 1 ? 1 : (int)o.threads);",
+            "        for (int64_t g = 0; g < groups; ++g)",
+            "            start(o, session->groups[g], session->memory, g, groups, groups > 1 ? 1 : (int)o.threads);",
             "    }",
             "    Group* const group = session->groups;",
             "    if (groups > 1)",
@@ -535,7 +539,8 @@ class _Text:
         for kind in kinds:
             lines += [
                 f'extern "C" int64_t packed_size_{kind}(int64_t K, int64_t N) {{ return (int64_t)frnn::packed_size<{kind}>(K, N); }}',
-                f'extern "C" void pack_{kind}(const {kind}* w, int64_t row_stride, int64_t column_stride, int64_t K, int64_t N, {kind}* out) {{',
+                f'extern "C" void pack_{kind}(',
+                f"    const {kind}* w, int64_t row_stride, int64_t column_stride, int64_t K, int64_t N, {kind}* out) {{",
                 f"    frnn::pack<{kind}>(w, row_stride, column_stride, K, N, out);",
                 "}",
             ]

@@ -22,8 +22,10 @@ _MADE = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.arange.default, aten.arange.start, aten.arange.start_step,
     aten.scalar_tensor.default, aten.empty.memory_format,
 }  # fmt: skip
-_IN_ORDER = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-             aten.alias.default, aten.detach.default, aten.clone.default}  # fmt: skip
+_IN_ORDER = {
+    aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+    aten.alias.default, aten.detach.default, aten.clone.default,
+}  # fmt: skip
 _REAL = (torch.float32, torch.float64)
 
 
@@ -96,13 +98,13 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
             found.invariant.add(node)
         elif _is_product(node, found, of_rows):
             left, weight = node.args
-            carried = _carried(left, found)  # type: ignore[arg-type]
+            carried = _carried(left, found)
             if left in timed:
-                found.products.append(Product(node, left, weight, None, -1, ahead=True))  # type: ignore[arg-type]
+                found.products.append(Product(node, left, weight, None, -1, ahead=True))
                 found.phase_of[node] = 0
                 continue
-            after = -1 if carried is not None else found.phase_of[left]  # type: ignore[index]
-            found.products.append(Product(node, left, weight, carried, after))  # type: ignore[arg-type]
+            after = -1 if carried is not None else found.phase_of[left]
+            found.products.append(Product(node, left, weight, carried, after))
             found.phase_of[node] = after + 1
             found.phases = max(found.phases, after + 2)
         else:

@@ -59,7 +59,7 @@ class _Work:
 
     @property
     def outputs(self) -> list[Node]:
-        return list(self.output.args[0])  # type: ignore[arg-type]
+        return list(self.output.args[0])
 
     def _closure(self, kinds: set[str]) -> set[Node]:
         """The nodes that depend on these kinds of sources only."""
@@ -68,11 +68,8 @@ class _Work:
         for node in self.graph.nodes:
             if node.op == "output":
                 continue
-            if node.op == "placeholder":
-                inside = kind_of[node] in kinds
-            else:
-                inside = all(operand in found for operand in node.all_input_nodes)
-            if inside:
+            known = kind_of[node] in kinds if node.op == "placeholder" else all(operand in found for operand in node.all_input_nodes)
+            if known:
                 found.add(node)
         return found
 
@@ -125,7 +122,7 @@ class _Work:
             if made.target != aten.embedding.default or source.kind != "inputs" or value(made).ndim != 2:
                 continue
             table, token = made.args[:2]
-            if table not in self.invariant or value(token).ndim != 1:  # type: ignore[arg-type]
+            if table not in self.invariant or value(token).ndim != 1:
                 continue
             self.moved.tables[source.place] = value(table).shape[0]
             first = self._placeholder(Source("initial inputs", source.place), placeholder)
@@ -149,7 +146,8 @@ class _Work:
         """The first node behind all of these and behind the placeholders."""
         wanted = set(nodes) | {node for node in self.graph.nodes if node.op == "placeholder"}
         last = [node for node in self.graph.nodes if node in wanted][-1]
-        return last.next
+        following: Node = last.next
+        return following
 
     def inputs_from_time(self) -> None:
         """Make an input that depends on the time alone in the step that needs it."""

@@ -149,7 +149,7 @@ def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def _like_first(self: Locality, node: Node) -> Rows | None:
+def _like_first(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     if rows is not None and (rows.dim != 0 or rows.inner != 1):
         raise Mixes(node, "has its batch elsewhere than first")
@@ -157,7 +157,7 @@ def _like_first(self: Locality, node: Node) -> Rows | None:
 
 
 def _reduction(dim_at: int = 1, keepdim_at: int = 2) -> Callable[[Locality, Node], Rows | None]:
-    def rule(self: Locality, node: Node) -> Rows | None:
+    def rule(self: Locality, node: Any) -> Rows | None:
         operand = _operand(node)
         rows = self.of(operand)
         if rows is None:
@@ -175,7 +175,7 @@ def _reduction(dim_at: int = 1, keepdim_at: int = 2) -> Callable[[Locality, Node
 def _along(dim_at: int = 1, default: int = -1) -> Callable[[Locality, Node], Rows | None]:
     """Of operators that work along one dimension and keep the shape."""
 
-    def rule(self: Locality, node: Node) -> Rows | None:
+    def rule(self: Locality, node: Any) -> Rows | None:
         operand = _operand(node)
         rows = self.of(operand)
         dim = _argument(node, dim_at, "dim", default)
@@ -189,7 +189,7 @@ def _along(dim_at: int = 1, default: int = -1) -> Callable[[Locality, Node], Row
     return rule
 
 
-def _view(self: Locality, node: Node) -> Rows | None:
+def _view(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     if rows is None:
         return self._of_made(node)
@@ -208,7 +208,7 @@ def _view(self: Locality, node: Node) -> Rows | None:
     return Rows(leading, inner)
 
 
-def _permute(self: Locality, node: Node) -> Rows | None:
+def _permute(self: Locality, node: Any) -> Rows | None:
     operand = _operand(node)
     rows, rank = self.of(operand), len(shape(operand))
     if rows is None:
@@ -217,25 +217,25 @@ def _permute(self: Locality, node: Node) -> Rows | None:
         order = list(reversed(range(rank)))
     elif node.target == aten.transpose.int:
         order = list(range(rank))
-        a, b = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
+        a, b = (int(dim) % rank for dim in node.args[1:3])
         order[a], order[b] = order[b], order[a]
     else:
-        order = [dim % rank for dim in node.args[1]]  # type: ignore[union-attr]
+        order = [dim % rank for dim in node.args[1]]
     place = order.index(rows.dim)
     if rows.inner != 1 and place != rows.dim:
         raise Mixes(node, "moves a dimension that the batch was flattened into")
     return Rows(place, rows.inner)
 
 
-def _unsqueeze(self: Locality, node: Node) -> Rows | None:
+def _unsqueeze(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     if rows is None:
         return None
-    dim = node.args[1] % len(shape(node))  # type: ignore[operator]
+    dim = node.args[1] % len(shape(node))
     return Rows(rows.dim + (dim <= rows.dim), rows.inner)
 
 
-def _squeeze(self: Locality, node: Node) -> Rows | None:
+def _squeeze(self: Locality, node: Any) -> Rows | None:
     operand = _operand(node)
     rows = self.of(operand)
     if rows is None:
@@ -245,7 +245,7 @@ def _squeeze(self: Locality, node: Node) -> Rows | None:
     return Rows(rows.dim - sum(dim < rows.dim for dim in dims), rows.inner)
 
 
-def _select(self: Locality, node: Node) -> Rows | None:
+def _select(self: Locality, node: Any) -> Rows | None:
     operand = _operand(node)
     rows = self.of(operand)
     if rows is None:
@@ -256,7 +256,7 @@ def _select(self: Locality, node: Node) -> Rows | None:
     return Rows(rows.dim - (dim < rows.dim), rows.inner)
 
 
-def _slice(self: Locality, node: Node) -> Rows | None:
+def _slice(self: Locality, node: Any) -> Rows | None:
     operand = _operand(node)
     rows = self.of(operand)
     if rows is not None and (_argument(node, 1, "dim", 0) % len(shape(operand))) == rows.dim and shape(node) != shape(operand):
@@ -264,14 +264,14 @@ def _slice(self: Locality, node: Node) -> Rows | None:
     return rows
 
 
-def _flip(self: Locality, node: Node) -> Rows | None:
+def _flip(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     if rows is not None and rows.dim in _dims(node, node.args[1], _operand(node)):
         raise Mixes(node, "reverses the batch")
     return rows
 
 
-def _expand(self: Locality, node: Node) -> Rows | None:
+def _expand(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     added = len(shape(node)) - len(shape(_operand(node)))
     if rows is not None:
@@ -282,7 +282,7 @@ def _expand(self: Locality, node: Node) -> Rows | None:
     return Rows(new[0]) if new else None
 
 
-def _cat(self: Locality, node: Node) -> Rows | None:
+def _cat(self: Locality, node: Any) -> Rows | None:
     parts: Any = node.args[0]
     dim = _argument(node, 1, "dim", 0)
     found = self._of_broadcast(node, parts)
@@ -294,7 +294,7 @@ def _cat(self: Locality, node: Node) -> Rows | None:
     return found
 
 
-def _mm(self: Locality, node: Node) -> Rows | None:
+def _mm(self: Locality, node: Any) -> Rows | None:
     a, b = (self.of(operand) for operand in node.args[-2:])
     if b is None:
         if a is not None and a.dim != 0:
@@ -305,22 +305,22 @@ def _mm(self: Locality, node: Node) -> Rows | None:
     raise Mixes(node, "multiplies rows with rows")
 
 
-def _bmm(self: Locality, node: Node) -> Rows | None:
+def _bmm(self: Locality, node: Any) -> Rows | None:
     a, b = (self.of(operand) for operand in node.args[-2:])
     if a != b or (a is not None and a.dim != 0):
         raise Mixes(node, "multiplies matrices that do not belong to the same row")
     return a
 
 
-def _embedding(self: Locality, node: Node) -> Rows | None:
+def _embedding(self: Locality, node: Any) -> Rows | None:
     if self.of(node.args[0]) is not None:
         raise Mixes(node, "looks up in what belongs to rows")
     return self.of(node.args[1])
 
 
-def _index_select(self: Locality, node: Node) -> Rows | None:
+def _index_select(self: Locality, node: Any) -> Rows | None:
     x, index = self.of(node.args[0]), self.of(node.args[2])
-    dim = node.args[1] % len(shape(node.args[0]))  # type: ignore[operator]
+    dim = node.args[1] % len(shape(node.args[0]))
     if x is None:
         return None if index is None else Rows(dim)
     if index is not None or x.dim == dim:
@@ -328,11 +328,11 @@ def _index_select(self: Locality, node: Node) -> Rows | None:
     return x
 
 
-def _index(self: Locality, node: Node) -> Rows | None:
+def _index(self: Locality, node: Any) -> Rows | None:
     """``x[i, j, ...]``: of a row if the batch's dimension is indexed by the row itself, or by nothing."""
     x = _operand(node)
     rows = self.of(x)
-    indices: list[Node | None] = list(node.args[1])  # type: ignore[arg-type]
+    indices: list[Node | None] = list(node.args[1])
     given = [(place, index) for place, index in enumerate(indices) if index is not None]
     at = self._of_broadcast_of_indices(node, [index for _, index in given])
     first, rank = given[0][0], max(len(shape(index)) for _, index in given)
@@ -351,10 +351,10 @@ def _index(self: Locality, node: Node) -> Rows | None:
     return Rows(before + (rank if not adjacent or rows.dim > first else 0), rows.inner)
 
 
-def _index_put(self: Locality, node: Node) -> Rows | None:
+def _index_put(self: Locality, node: Any) -> Rows | None:
     x = _operand(node)
     rows = self.of(x)
-    indices: list[Node | None] = list(node.args[1])  # type: ignore[arg-type]
+    indices: list[Node | None] = list(node.args[1])
     if rows is None:
         if any(self.of(operand) is not None for operand in node.all_input_nodes):
             raise Mixes(node, "writes rows into what belongs to none")
@@ -364,7 +364,7 @@ def _index_put(self: Locality, node: Node) -> Rows | None:
     raise Mixes(node, "writes rows into one another")
 
 
-def _arange(self: Locality, node: Node) -> Rows | None:
+def _arange(self: Locality, node: Any) -> Rows | None:
     rows = self._of_made(node)
     if rows is not None:
         if node.target == aten.arange.start_step and node.args[2:] not in ((), (1,)):
@@ -376,7 +376,7 @@ def _arange(self: Locality, node: Node) -> Rows | None:
 
 
 def _keeps_ids(rule: Callable[[Locality, Node], Rows | None]) -> Callable[[Locality, Node], Rows | None]:
-    def wrapped(self: Locality, node: Node) -> Rows | None:
+    def wrapped(self: Locality, node: Any) -> Rows | None:
         rows = rule(self, node)
         if node.args and node.args[0] in self.row_ids:
             self.row_ids.add(node)
@@ -387,7 +387,8 @@ def _keeps_ids(rule: Callable[[Locality, Node], Rows | None]) -> Callable[[Local
 
 _FILLS = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.scalar_tensor.default,
-    aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_full.default, aten.new_ones.default,
+    aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_full.default,
+    aten.new_ones.default,
     aten.expand.default, aten.repeat.default,
 }  # fmt: skip
 _POINTWISE = {
@@ -400,7 +401,8 @@ _POINTWISE = {
 _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
     **dict.fromkeys([aten.sum.dim_IntList, aten.mean.dim, aten.amax.default, aten.amin.default, aten.argmax.default, aten.argmin.default,
                      aten.any.dim, aten.any.dims, aten.all.dim, aten.all.dims, aten.prod.dim_int, aten.logsumexp.default], _reduction()),
-    **dict.fromkeys([aten.sum.default, aten.mean.default, aten.any.default, aten.all.default, aten.prod.default, aten.max.default, aten.min.default],
+    **dict.fromkeys([aten.sum.default, aten.mean.default, aten.any.default, aten.all.default, aten.prod.default,
+                     aten.max.default, aten.min.default],
                     _reduction(99, 99)),
     aten.var.correction: _reduction(1, 99),
     **dict.fromkeys([aten.max.dim, aten.min.dim], _reduction()),

@@ -1,5 +1,5 @@
-"""Work that only an emit needs, moved behind the loop. In: a step without masks; out: what the loop stores instead, and what makes the emits
-of it, for all steps at once."""
+"""Work that only an emit needs, moved behind the loop. In: a step without masks; out: what the loop stores instead, and what makes the
+emits of it, for all steps at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sink(program: Program, module: GraphModule, locality: Locality) -> tuple[lis
     """
     graph = module.graph
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    outputs: list[Node] = list(output.args[0])  # type: ignore[arg-type]
+    outputs: list[Node] = list(output.args[0])
     source_of = dict(zip([node for node in graph.nodes if node.op == "placeholder"], program.sources, strict=True))
     invariant = _invariant(graph, source_of)
     targets, sunk = list(program.targets), Sunk()

@@ -186,5 +186,10 @@ def _processor() -> str:
 def _private_folder(process: int) -> Path:
     """A folder for this process, removed at its end (but not at the end of a child that got it by fork)."""
     folder = Path(tempfile.mkdtemp(prefix="fusedrnn-"))
-    atexit.register(lambda: process == os.getpid() and shutil.rmtree(folder, ignore_errors=True))
+
+    def remove() -> None:
+        if process == os.getpid():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder

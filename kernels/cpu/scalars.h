@@ -13,6 +13,9 @@ FRNN_INLINE bool isfinite(float x) { return (bits(x) & 0x7f800000u) != 0x7f80000
 FRNN_INLINE bool isfinite(double x) { return (bits(x) & 0x7ff0000000000000u) != 0x7ff0000000000000u; }
 template <class S> FRNN_INLINE bool isfinite(S) { return true; }
 template <class S> FRNN_INLINE bool isinf(S x) { return x == x && !isfinite(x); }
+template <class S> FRNN_INLINE bool signbit(S x) { return x < 0; }
+FRNN_INLINE bool signbit(float x) { return bits(x) >> 31; }
+FRNN_INLINE bool signbit(double x) { return (uint64_t)bits(x) >> 63; }
 
 // A NaN wins, as in torch.
 template <class A, class B> FRNN_INLINE A maximum(A a, B b) { return a > b || a != a ? a : (A)b; }

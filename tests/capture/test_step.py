@@ -126,12 +126,12 @@ def prints(time, output, state, carried):
     return output[:, :D]
 
 
-def picks_nonzero(time, output, state, carried):
-    return output[:, :D] * output[output > 0].mean()
+def picks_positive(time, output, state, carried):
+    return output[:, :D] * output[output > 0].sum()
 
 
 def nests(time, output, state, carried):
-    inner = lambda t, o, s, l: (t >= 2, output[:, :D], state if o is None else s, o, None)  # noqa: E731
+    inner = lambda t, o, s, _: (t >= 2, output[:, :D], state if o is None else s, o, None)  # noqa: E731
     return raw_rnn(nn.GRUCell(D, H), inner)[1][:, :D]
 
 
@@ -151,7 +151,6 @@ REFUSALS = {
     appends: ("LOG", "carry it in the state or loop_state", None),
     counts: ("CALLS", "carry it in the state or loop_state", None),
     prints: ("calls print", "leave it out", 'print("step")'),
-    picks_nonzero: ("shape depends on values", "use torch.where", "output[output > 0]"),
     nests: ("runs a loop of its own", "number of steps is not known", "raw_rnn(nn.GRUCell(D, H), inner)"),
     draws_from_a_generator: ("draws from a torch.Generator", "leave `generator` out", "torch.rand("),
     stacks_a_carried_array: ("asks a TensorArray that it carries for more than one element", "carry a tensor", "carried.stack()"),
@@ -169,7 +168,7 @@ def source_line(location):
 def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
     what, instead, line = REFUSALS[step]
     array = TensorArray(torch.float32, element_shape=(B, H)) if step is stacks_a_carried_array else None
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(PlanError) as error, torch.no_grad():
         looping(step, "stepwise", loop_state=array)
     assert what in error.value.reason
     assert instead in error.value.reason
@@ -178,7 +177,7 @@ def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
     before = fusedrnn.fallbacks().get(error.value.reason, 0)
     LOG.clear()
     CALLS["count"] = 0
-    with caplog.at_level(logging.WARNING, "fusedrnn"):
+    with caplog.at_level(logging.WARNING, "fusedrnn"), torch.no_grad():
         for _ in range(2):
             looping(step, "auto", loop_state=array)
     assert fusedrnn.fallbacks()[error.value.reason] == before + 2
@@ -186,6 +185,15 @@ def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
     # What tracing changed was undone, and the loop itself ran as it was written.
     assert len(LOG) == (2 * T if step is appends else 0)
     assert CALLS["count"] == (2 * T if step is counts else 0)
+
+
+def test_sizes_that_depend_on_values_run_step_by_step(auto):
+    with torch.no_grad():
+        expected, found = (looping(picks_positive, backend)[1] for backend in ("reference", "auto"))
+        torch.testing.assert_close(found, expected)
+        with pytest.raises(PlanError, match="a tensor whose size depends on values") as error:
+            looping(picks_positive, "native")
+    assert "output[output > 0]" in source_line(error.value.location)
 
 
 def test_a_comparison_of_the_time_with_zero_is_known():

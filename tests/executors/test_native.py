@@ -22,7 +22,9 @@ class Loop:
     def __init__(self, batch: int, steps: int, lengths: list[int] | None = None, seed: int = 1) -> None:
         draw = torch.Generator().manual_seed(seed)
         self.x = torch.randn(steps, batch, WIDTH, generator=draw)
-        self.lengths = torch.randint(0, steps + 1, (batch,), generator=draw) if lengths is None else torch.tensor(lengths, dtype=torch.int64)
+        self.lengths = (
+            torch.randint(0, steps + 1, (batch,), generator=draw) if lengths is None else torch.tensor(lengths, dtype=torch.int64)
+        )
 
     def run(self, cell: Any, backend: str, rows: Any = slice(None), **options: Any) -> Any:
         x, lengths = self.x[:, rows], self.lengths[rows]
@@ -30,7 +32,6 @@ class Loop:
         result = raw_rnn(cell, reading(cell, x, lengths, batch), backend=backend, **options)
         emits, state, _ = result
         return emits.stack(), state, result.lengths, result.truncated
-
 
 
 def reading(cell: Any, x: torch.Tensor, lengths: torch.Tensor, batch: int) -> Any:
@@ -144,7 +145,9 @@ def counting(goals: list[float]) -> Any:
     return loop_fn
 
 
-@pytest.mark.parametrize("goals", [[64.0, 3.0], [65.0, 1.0], [63.0, 0.0], [200.0, 64.0], [300.0, 129.0, 0.0] * 11, [128.0] * 16, [193.0] + [2.0] * 31])
+@pytest.mark.parametrize(
+    "goals", [[64.0, 3.0], [65.0, 1.0], [63.0, 0.0], [200.0, 64.0], [300.0, 129.0, 0.0] * 11, [128.0] * 16, [193.0] + [2.0] * 31]
+)
 def test_loops_longer_than_the_first_room_for_emits(goals):
     """No bound is known: 64 steps of emits are made room for, then twice as many."""
     results = [raw_rnn(Count(), counting(goals), backend=backend) for backend in ("native", "reference")]
@@ -367,7 +370,8 @@ print(len(compiled), state.double().sum().item())
 def test_a_second_process_compiles_nothing(tmp_path):
     surroundings = {**os.environ, "FUSEDRNN_CACHE_DIR": str(tmp_path)}
     told = [
-        subprocess.run([sys.executable, "-c", PROGRAM], env=surroundings, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
+        subprocess.run([sys.executable, "-c", PROGRAM], env=surroundings, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
     ]
     assert int(told[0][0]) >= 1
     assert int(told[1][0]) == 0
