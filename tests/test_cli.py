@@ -19,7 +19,7 @@ HELLO, WORLD = "hello\tHH EH1 L OW0\n", "world\tW ER1 L D\n"
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch):
-    monkeypatch.delenv("FUSEDRNN_BACKEND", raising=False)
+    monkeypatch.setenv("FUSEDRNN_BACKEND", "reference")
 
 
 @pytest.fixture

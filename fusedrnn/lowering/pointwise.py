@@ -122,6 +122,7 @@ TABLE: dict[Any, tuple[str, Expression]] = {
     **{op: ("common", _infix(sign)) for name, sign in _COMPARISONS.items() for op in _overloads(name)},
     **{op: ("bool", e) for name, e in _LOGICAL.items() for op in _overloads(name)},
     **{op: ("common", e) for name, e in _TESTS.items() for op in _overloads(name)},
+    torch.ops.prims.signbit.default: ("common", _function("signbit")),
     aten.pow.Tensor_Tensor: ("result", _function("pow")),
     aten.pow.Tensor_Scalar: ("result", _function("pow")),
     aten.pow.Scalar: ("result", _function("pow")),

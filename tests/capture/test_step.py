@@ -81,6 +81,7 @@ def test_new_weights_are_seen():
 
 def looping(step, backend, *, loop_state=None):
     """A loop over x whose loop_fn passes through ``step(time, output, state, loop_state)``, which gives the input."""
+    torch.manual_seed(0)
     zeros = torch.zeros(B, H)
 
     def loop_fn(time, output, state, carried):

@@ -1,0 +1,129 @@
+"""Small loops that once gave something else than ``reference``, or might."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusedrnn.optimise.graph import aten
+
+from .compare import MODES, STEPS, WIDTH, check
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+B = 3
+
+
+def data(**more):
+    draw = torch.Generator().manual_seed(4)
+    return {"x": torch.randn(STEPS, B, WIDTH, generator=draw), "u8": torch.randint(0, 256, (STEPS, B, 4), generator=draw).to(torch.uint8),
+            "i8": torch.randint(-128, 128, (STEPS, B, 4), generator=draw).to(torch.int8), "b": torch.rand(STEPS, B, 4, generator=draw) < 0.6,
+            "n": torch.randint(-9, 9, (STEPS, B, 4), generator=draw), **more}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_small_integers_wrap_within_an_expression(mode):
+    check(
+        {
+            "add": lambda v: (v["u8"] + 200) > 250,
+            "neg": lambda v: (-v["u8"]).double(),
+            "mul": lambda v: (v["i8"] * 3 + 100) // 7,
+            "invert": lambda v: (~v["u8"]).long() - v["n"],
+            "shift": lambda v: (v["i8"] << 3).double() * 0.5,
+            "abs": lambda v: v["i8"].abs() > 0,
+            "cumsum": lambda v: (v["i8"].to(torch.int16) * 300 * 300).sum(1),
+            "bool": lambda v: ((v["b"] + v["b"]) == v["b"]).long() + (v["b"] + v["b"]).long(),
+            "bool sum": lambda v: (v["b"] + v["b"]).sum(1),
+        },
+        data(),
+        mode=mode,
+    )
+
+
+def test_wide_integers_wrap():
+    big = 2**63 - 5
+    check(
+        {
+            "compare": lambda v: (v["n"] + big) > v["n"],
+            "order": lambda v: (v["n"].abs() + big) > 0,
+            "product": lambda v: (v["n"] * 6364136223846793005 + 1442695040888963407) * 3 // 2,
+            "int32": lambda v: (v["n"].int() + (2**31 - 5)) > 0,
+            "int32 twice": lambda v: (v["n"].abs().int() * (2**30)) * 4 == 0,
+        },
+        data(),
+    )
+
+
+def test_alpha():
+    check(
+        {
+            "rsub": lambda v: torch.rsub(v["x"], v["x"] * v["x"], alpha=3),
+            "rsub number": lambda v: torch.rsub(v["x"], 2.0, alpha=3),
+            "sub": lambda v: torch.sub(v["x"], v["x"] * v["x"], alpha=3),
+            "add number": lambda v: aten.add.Scalar(v["x"], 2, 3),
+            "rsub in order": lambda v: aten.rsub.Scalar(v["n"], 2, 3),
+            "u8": lambda v: torch.add(v["u8"], v["u8"], alpha=3) > 200,
+        },
+        data(),
+    )
+
+
+def test_what_orders_or_reduces_the_batch():
+    """Pairs of results too: rows depend on one another."""
+    check(
+        {
+            "sort": lambda v: torch.sort(v["x"], dim=0, stable=True).values,
+            "max": lambda v: v["x"] - v["x"].max(0).values,
+            "max, kept": lambda v: v["x"] - v["x"].max(0, keepdim=True).values,
+            "min": lambda v: v["x"] + v["x"].min(0).indices,
+            "topk": lambda v: v["x"] - v["x"].topk(1, 0).values,
+            "sort of no row": lambda v: v["x"] - (v["w"] * v["time"]).sort(0).values[0],
+            "cumsum": lambda v: v["x"].cumsum(0),
+            "flip": lambda v: v["x"].flip(0),
+            "roll": lambda v: v["x"].roll(1, 0),
+            "argmax": lambda v: v["n"] + v["x"].argmax(0),
+            "whole": lambda v: v["x"] / v["x"].sum(),
+            "gram": lambda v: v["x"] @ v["x"].t() @ v["x"],
+        },
+        data(),
+        {"w": torch.randn(6, 4)},
+    )
+
+
+@pytest.mark.parametrize("case", ["sort", "max", "topk", "min"])
+def test_a_pair_along_the_batch_alone(case):
+    cases = {
+        "sort": lambda v: torch.sort(v["x"], dim=0, stable=True).values,
+        "max": lambda v: v["x"] - v["x"].max(0, keepdim=True).values,
+        "topk": lambda v: v["x"] - v["x"].topk(1, 0).values,
+        "min": lambda v: v["x"] + v["x"].min(0).indices,
+    }
+    check({case: cases[case]}, data())
+
+
+def test_half_precision_sums_into_places():
+    half = torch.randn(STEPS, B, 4).bfloat16()
+    rows = torch.arange(B)
+    check(
+        {
+            "scatter_add": lambda v: v["half"].scatter_add(1, v["at"], v["half"]),
+            "index_put": lambda v: v["half"].index_put((v["rows"][:, None], v["at"][:, :2]), v["half"][:, :2], accumulate=True),
+        },
+        data(half=half, at=torch.randint(0, 4, (STEPS, B, 4))),
+        {"rows": rows},
+        backends=["native"],
+    )
+
+
+def test_a_read_of_small_integers():
+    check({"read": lambda v: torch.remainder(v["i8"], 5) + torch.fmod(v["i8"], 5) + (v["i8"] // 3)}, data())
+
+
+def test_as_many_steps_as_rows():
+    x = torch.randn(3, 3, WIDTH)
+    check({"all": lambda v: v["x"] * 2 + v["h"], "sum": lambda v: v["x"].sum(1)}, {"x": x}, lengths=(3, 1, 2))
+
+
+def test_as_many_rows_as_columns():
+    x = torch.randn(5, 4, 4)
+    check({"t": lambda v: v["x"] + v["x"].t(), "w": lambda v: v["x"] @ v["w"], "g": lambda v: v["x"].softmax(1)}, {"x": x}, {"w": torch.randn(4, 4)}, lengths=(3, 5, 2, 1))
