@@ -285,8 +285,8 @@ def test_inference_mode(program):
 def test_exported_names():
     assert set(fusedrnn.__all__) == {
         "AttentionWrapper", "AttentionWrapperState",
-        "BahdanauAttention", "BasicRNNCell", "DropoutWrapper", "GRUCell", "LSTMCell", "LuongAttention",
+        "BahdanauAttention", "BasicRNNCell", "DropoutWrapper", "Explanation", "GRUCell", "LSTMCell", "Loop", "LuongAttention",
         "MultiRNNCell", "PlanError", "RNNCell", "ResidualWrapper", "TensorArray", "ZoneoutWrapper", "__version__",
-        "bidirectional_dynamic_rnn", "dynamic_decode", "dynamic_rnn", "feedback", "random", "raw_rnn",
+        "bidirectional_dynamic_rnn", "compile", "dynamic_decode", "dynamic_rnn", "explain", "fallbacks", "feedback", "random", "raw_rnn",
     }  # fmt: skip
     assert all(hasattr(fusedrnn, name) for name in fusedrnn.__all__)

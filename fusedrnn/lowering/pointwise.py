@@ -92,7 +92,7 @@ _FLOATING: dict[Any, Expression] = {
     "div": _infix("/"), "reciprocal": lambda a: f"(1 / {a})",
     **{name: _function(name) for name in (
         "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "sin", "cos", "tan", "tanh", "sigmoid",
-        "erf", "erfc", "erfinv", "atan", "asin", "acos", "sinh", "cosh", "atan2",
+        "erf", "erfc", "erfinv", "atan", "asin", "acos", "sinh", "cosh", "atan2", "copysign",
     )},
 }  # fmt: skip
 
@@ -122,7 +122,6 @@ TABLE: dict[Any, tuple[str, Expression]] = {
     **{op: ("common", _infix(sign)) for name, sign in _COMPARISONS.items() for op in _overloads(name)},
     **{op: ("bool", e) for name, e in _LOGICAL.items() for op in _overloads(name)},
     **{op: ("common", e) for name, e in _TESTS.items() for op in _overloads(name)},
-    torch.ops.prims.signbit.default: ("common", _function("signbit")),
     aten.pow.Tensor_Tensor: ("result", _function("pow")),
     aten.pow.Tensor_Scalar: ("result", _function("pow")),
     aten.pow.Scalar: ("result", _function("pow")),

@@ -116,6 +116,8 @@ FRNN_INLINE float cosh(float x) { return __builtin_coshf(x); }
 FRNN_INLINE double cosh(double x) { return __builtin_cosh(x); }
 FRNN_INLINE float atan2(float y, float x) { return __builtin_atan2f(y, x); }
 FRNN_INLINE double atan2(double y, double x) { return __builtin_atan2(y, x); }
+FRNN_INLINE float copysign(float x, float y) { return __builtin_copysignf(x, y); }
+FRNN_INLINE double copysign(double x, double y) { return __builtin_copysign(x, y); }
 
 // The inverse of erf: Giles 2010, "Approximating the erfinv function", then two steps of Newton in double.
 FRNN_INLINE double erfinv(double x) {

@@ -20,7 +20,7 @@ TOLERANCE = 1e-9  # float64 on both sides; measured: below 1e-14
 WRITTEN = set()  # the recordings that some test repeats
 
 
-def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=False):
+def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=False, not_native=False):
     """Turn ``test(p, raw_rnn)``, which returns what raw_rnn returns, into a test against the recording ``name``.
 
     Args:
@@ -28,16 +28,17 @@ def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=Fals
         tolerance: absolute and relative.
         finite_gradients: compare no gradients, only that they are finite (where TensorFlow's are not).
         eager_only: the program cannot be captured: any backend but "reference" must say so.
+        not_native: it can be captured, and "native" must say what it does not have.
     """
     WRITTEN.add(name)
 
     def decorate(program):
         def test(backend):
-            if eager_only and backend != "reference":
+            if (eager_only and backend != "reference") or (not_native and backend == "native"):
                 with pytest.raises(PlanError) as error:
                     run(name, program, backend)
                 assert error.value.reason
-                assert error.value.location
+                assert error.value.location or not_native
                 return
             found, expected = run(name, program, backend), recorded(name)
             if finite_gradients:

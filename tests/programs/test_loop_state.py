@@ -71,7 +71,7 @@ def test_array_writes(p, raw_rnn):
     return raw_rnn(tanh_cell(p), carrying(p, array, lambda time, output, array: array.write(time - 1, output[:, 0] * 2)))
 
 
-@golden("array_reads")
+@golden("array_reads", not_native=True)
 def test_array_reads(p, raw_rnn):
     """A skip connection: the output of two steps ago joins the input."""
 
