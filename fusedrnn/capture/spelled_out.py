@@ -57,7 +57,36 @@ def _baddbmm(input: torch.Tensor, batch1: torch.Tensor, batch2: torch.Tensor, *,
     return product if beta == 0 else product + (input if beta == 1 else beta * input)
 
 
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """As torch's documentation of scaled_dot_product_attention spells it out."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        rows = torch.arange(scores.shape[-2], device=scores.device).unsqueeze(-1)
+        scores = scores.masked_fill(torch.arange(scores.shape[-1], device=scores.device) > rows, -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p) @ value
+
+
+def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    lengths = [x.square().sum(dim).sqrt().clamp_min(eps) for x in (x1, x2)]
+    return (x1 * x2).sum(dim) / (lengths[0] * lengths[1])
+
+
 SPELLED_OUT: dict[Any, Callable[..., Any]] = {
+    F.cosine_similarity: _cosine_similarity,
+    F.scaled_dot_product_attention: _attention,
     torch.addcmul: _addcmul,
     torch.Tensor.addcmul: _addcmul,
     torch.addcdiv: _addcdiv,

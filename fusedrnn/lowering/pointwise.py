@@ -81,7 +81,7 @@ _ARITHMETIC: dict[Any, Expression] = {
     "rsub": lambda a, b: f"({b} - {a})",
     "maximum": _function("maximum"), "minimum": _function("minimum"),
     "remainder": _function("remainder"), "fmod": _function("fmod"), "floor_divide": _function("floor_divide"),
-    "abs": _function("abs"), "sign": _function("sign"), "relu": lambda a: f"frnn::maximum({a}, decltype({a})(0))",
+    "abs": _function("abs"), "sign": _function("sign"), "relu": lambda a: f"frnn::maximum({a}, 0)",
     "bitwise_and": _infix("&"), "bitwise_or": _infix("|"), "bitwise_xor": _infix("^"),
     "bitwise_left_shift": _function("shift_left"), "bitwise_right_shift": _function("shift_right"),
     "floor": _function("floor"), "ceil": _function("ceil"), "round": _function("round"), "trunc": _function("trunc"),

@@ -475,7 +475,7 @@ class _Text:
             "    const int64_t groups = o.groups;",
             "    if (!session) {",
             "        session = (Session*)__builtin_malloc(sizeof(Session));",
-            "        session->memory.used = 0;",
+            "        session->memory.last = nullptr;",
             "        for (int64_t g = 0; g < groups; ++g)",
             "            start(o, session->groups[g], session->memory, g, groups, groups > 1 ? 1 : (int)o.threads);",
             "    }",

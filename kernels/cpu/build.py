@@ -28,6 +28,7 @@ FLAGS = (
     "-pthread",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fwrapv",  # integers wrap around, as in torch
     "-ffp-contract=fast",
     "-fno-semantic-interposition",
     "-fopenmp-simd",  # reductions may change the order of their sums; no OpenMP library

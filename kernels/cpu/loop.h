@@ -57,16 +57,23 @@ void crew_product(Crew& crew, const S* a, int64_t M, const S* packed, int64_t K,
 
 // Memory of one call, freed with it.
 struct Memory {
-    void* blocks[256];
-    int used = 0;
+    struct alignas(64) Block {
+        Block* before;
+    };
+    Block* last = nullptr;
 
     char* take(int64_t bytes) {
-        void* const block = aligned_alloc(64, (size_t)((bytes + 63) & ~(int64_t)63) + 64);
-        if (used < 256) blocks[used++] = block;
-        return (char*)block;
+        Block* const block = (Block*)aligned_alloc(64, sizeof(Block) + (size_t)((bytes + 63) & ~(int64_t)63));
+        block->before = last;
+        last = block;
+        return (char*)(block + 1);
     }
     ~Memory() {
-        while (used) free(blocks[--used]);
+        while (last) {
+            Block* const block = last;
+            last = block->before;
+            free(block);
+        }
     }
 };
 

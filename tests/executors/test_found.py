@@ -45,7 +45,6 @@ def test_small_integers_wrap_within_an_expression(mode):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the flags of kernels/cpu/build.py leave signed overflow undefined: -fwrapv")
 def test_wide_integers_wrap():
     big = 2**63 - 5
     check(

@@ -356,13 +356,13 @@ def check(program: Program) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_random_program(seed):
     check(drawn(seed))
 
 
 # Programs that once failed.
-FAILED: tuple[int, ...] = ()
+FAILED: tuple[int, ...] = (114, 116)
 
 
 @pytest.mark.parametrize("seed", FAILED)
@@ -371,7 +371,7 @@ def test_a_program_that_once_failed(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hundred", range(1, 5))
+@pytest.mark.parametrize("hundred", range(1, 4))
 def test_many_random_programs(hundred):
     refused: Counter[str] = Counter()
     wrong = []
