@@ -10,13 +10,13 @@ import torch
 from torch.fx import Node
 
 from ..capture import ops
-from ..capture.program import Program, Source, Target
+from ..capture.program import Program, Target
 from ..optimise.graph import aten, value
 from ..optimise.locality import Locality, Rows, shape
 from . import operators, pointwise
 from .block import Block, Names
 from .operators import Lowering, Unlowered, row_shape, size_text
-from .pointwise import C_TYPES, HALVES, rounded
+from .pointwise import C_TYPES, HALVES, rounded, wide
 from .stages import Product, Stages, in_order
 from .values import Value, count, linear, read, stored
 
@@ -100,9 +100,9 @@ class _Writer:
             if kind != "time":
                 made.carried[node] = Buffer(f"c{i}", self.dims(node), value(node).dtype, self.is_of_rows(node))
         for i, product in enumerate(self.stages.products):
-            wide = _wide(value(product.node).dtype)
-            left = None if product.carried is not None else Buffer(f"l{i}", self.dims(product.left), wide, True, product.ahead)
-            made.products[product.node] = (left, Buffer(f"g{i}", self.dims(product.node), wide, True, product.ahead))
+            dtype = wide(value(product.node).dtype)
+            left = None if product.carried is not None else Buffer(f"l{i}", self.dims(product.left), dtype, True, product.ahead)
+            made.products[product.node] = (left, Buffer(f"g{i}", self.dims(product.node), dtype, True, product.ahead))
         self.next_of = self._next_leaves()
         self._share_left_sides()
         if any(product.ahead for product in self.stages.products):
@@ -271,8 +271,8 @@ class _Writer:
         if node in made.crossing:
             return self._in(made.crossing[node])
         if node in made.products:
-            dtype, wide = value(node).dtype, self._in(made.products[node][1])
-            return wide if dtype not in HALVES else Value(wide.dims, dtype, lambda at: rounded(wide.load(at), dtype), cheap=False)
+            dtype, sums = value(node).dtype, self._in(made.products[node][1])
+            return sums if dtype not in HALVES else Value(sums.dims, dtype, lambda at: rounded(sums.load(at), dtype), cheap=False)
         if node in made.carried:
             return self._in(made.carried[node])
         if node in made.externals:
@@ -352,10 +352,3 @@ class _Writer:
 
 
 _AHEAD = -2  # the number of the function that runs ahead of the steps
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALVES else dtype
-
-
-__all__ = ["Buffer", "Phases", "Product", "Source", "write_phases"]

@@ -29,6 +29,11 @@ def computed_in(dtype: torch.dtype) -> str:
     return "bool" if dtype == torch.bool else C_TYPES[dtype]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums of a dtype are kept in."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
 def rounded(expression: str, dtype: torch.dtype) -> str:
     """A float that a half precision can hold."""
     if dtype not in HALVES:

@@ -24,7 +24,7 @@ from ..optimise.sink import Sunk, sink
 from .decompose import decomposed
 from .operators import size_text
 from .phases import Buffer, Phases, write_phases
-from .pointwise import C_TYPES
+from .pointwise import C_TYPES, wide
 from .stages import Stages, stages
 from .values import count
 
@@ -179,7 +179,7 @@ class _Text:
         for node, name in phases.externals.items():
             self.outer_types[name] = f"const {C_TYPES[value(node).dtype]}*"
         for node, name in phases.weights.items():
-            self.outer_types[name] = f"const {C_TYPES[_wide(value(node).dtype)]}*"
+            self.outer_types[name] = f"const {C_TYPES[wide(value(node).dtype)]}*"
         carried = []
         for node, buffer in phases.carried.items():
             self.outer_types[f"init_{buffer.name}"] = f"const {buffer.kind}*"
@@ -534,7 +534,7 @@ class _Text:
         return "\n".join([*crew, *lines])
 
     def _pack(self) -> str:
-        kinds = sorted({C_TYPES[_wide(value(node).dtype)] for node in self.phases.weights})
+        kinds = sorted({C_TYPES[wide(value(node).dtype)] for node in self.phases.weights})
         lines = []
         for kind in kinds:
             lines += [
@@ -549,7 +549,3 @@ class _Text:
 
 def _bytes(buffer: Buffer) -> str:
     return f"(size_t)({buffer.per_row}) * sizeof({buffer.kind})"
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
