@@ -150,7 +150,9 @@ class Loop:
         }  # fmt: skip
         with torch.no_grad():
             outputs = ready.first.run(*[
-                tensors[source.place] if source.kind == "tensor" else torch.tensor(frame.seed, dtype=torch.int64)
+                tensors[source.place] if source.kind == "tensor"
+                else begun.finished if source.kind == "finished"
+                else torch.tensor(frame.seed, dtype=torch.int64)
                 for source in ready.first.sources
             ])  # fmt: skip
         for target, output in zip(ready.first.targets, outputs, strict=True):

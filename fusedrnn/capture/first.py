@@ -24,7 +24,7 @@ class First:
 
     Attributes:
         run: the graph as a function of what its sources name.
-        sources: "seed" and "tensor".
+        sources: "seed", "tensor" and "finished", of which only the size counts.
         targets: "finished" (``[B]``), "inputs", "state", "loop_state" and "past" (``[B]`` bool, as of a step).
         fits: whether it holds for a batch size and the closed-over tensors.
     """
@@ -52,6 +52,9 @@ class _First(Capture):
 
     def fakes(self) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
+        with self.fake_mode:  # for its size: the batch size may stand in no closed-over tensor
+            self.sources.append(Source("finished"))
+            found.append(torch.empty((self.batch,), dtype=torch.bool, device=self.begun.device))
         self.add_closed_over(found)
         return found
 

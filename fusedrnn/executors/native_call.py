@@ -210,7 +210,14 @@ class Bound:
         ahead = max(_ROWS_AHEAD // max(of_row, 1), rows) if call.parallel_iterations is None else rows * call.parallel_iterations
         if groups == 1 and batch < 16 * threads and batch * self.native.sizes.largest_product < _WORTH_SHARING:
             threads = 1
-        for name, number in (("B", batch), ("limit", self._limit), ("threads", threads), ("groups", groups), ("rows_ahead", ahead)):
+        for name, number in (
+            ("B", batch),
+            ("limit", self._limit),
+            ("bound", self._bound),
+            ("threads", threads),
+            ("groups", groups),
+            ("rows_ahead", ahead),
+        ):
             self._entries[slot[name]] = number
 
     def _first_tokens(self, size: Size) -> torch.Tensor:

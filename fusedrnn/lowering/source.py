@@ -69,7 +69,21 @@ class LoopSource:
 
 
 # Entries of every loop: control first, then what is the same for all loops.
-_CONTROL = ("steps", "session", "groups", "threads", "limit", "base", "capacity", "rows_ahead", "B", "init_fin", "finished", "lengths")
+_CONTROL = (
+    "steps",
+    "session",
+    "groups",
+    "threads",
+    "limit",
+    "bound",
+    "base",
+    "capacity",
+    "rows_ahead",
+    "B",
+    "init_fin",
+    "finished",
+    "lengths",
+)
 
 
 def loop_source(program: Program, batch: Any) -> LoopSource:
@@ -94,6 +108,8 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
         targets, sunk = sink(program, module, locality)
         program = replace(program, targets=tuple(targets))
         locality, mixes = _locality(program, module.graph, batch)
+    if batch == 1:  # the loop ends with its only row: no step sees it finished
+        _drop_masks(program, module.graph)
     assert locality is not None or not retires
     found = stages(program, module.graph, lambda node: locality is None or locality.of(node) is not None)
     moved.hoisted += [f"a product [{', '.join(map(str, shape(product.weight)))}] of inputs" for product in found.products if product.ahead]
@@ -244,7 +260,11 @@ class _Text:
     def _with_locals(self, text: str) -> str:
         """Name what a function uses of the two structures, so that the compiler keeps it in registers."""
         words = set(re.findall(r"\b[A-Za-z_]\w*\b", text))
-        lines = [f"    const auto {name} = o.{name};" for name in self.outer_types if name in words and name not in ("base", "rows_ahead")]
+        lines = [
+            f"    const auto {name} = o.{name};"
+            for name in self.outer_types
+            if name in words and name not in ("base", "bound", "rows_ahead")
+        ]
         lines += [f"    {kind}* const __restrict {name} = s.{name};" for name, kind in self._group_fields() if name in words]
         lines += [f"    uint8_t* const {name} = s.{name};" for name in ("fin", "late") if name in words]
         return text.replace("@LOCALS@", "\n".join(lines)) + "\n"
@@ -297,7 +317,8 @@ class _Text:
         ranges = "n * i / of, n * (i + 1) / of" if self.locality is not None else "0, 1"
         lines = [
             "    if (t >= s.until) {",
-            f"        const int64_t rows = {rows}, steps = o.rows_ahead > rows ? o.rows_ahead / rows : 1;",
+            f"        const int64_t rows = {rows}, most = o.rows_ahead > rows ? o.rows_ahead / rows : 1;",
+            "        const int64_t left = o.bound - t + 1, steps = left < 1 ? 1 : left < most ? left : most;",
             "        s.from = t, s.until = t + steps, s.many = rows;",
             "        for (int64_t r = 0; r < rows; ++r) s.slot[r] = r;",
             "        for (int64_t k = 0; k < steps; ++k)",
