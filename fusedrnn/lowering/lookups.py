@@ -33,7 +33,7 @@ def _read(self: Lowering) -> Value:
     source, index, dim = self.node.args
     operand, place = self.operand(source), self.place(dim, source)
     size = operand.dims[place]
-    name = self.block.names("at")
+    name = self.block.names("q")
     self.block.line(f"const int64_t {name} = frnn::read_at({self.scalar(index, torch.int64)}, {size}, fault);")
 
     def load(at: Index) -> str:

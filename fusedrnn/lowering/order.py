@@ -25,7 +25,7 @@ def _cumulated(self: Lowering) -> Value:
     kind = computed_in(wide(self.dtype))
     others = [size if p != place else "1" for p, size in enumerate(self.dims)]
     with self.block.loop(others) as at:
-        name, along = self.block.names("a"), self.block.names("j")
+        name, along = self.block.names("a"), self.block.names("k")
         self.block.line(f"{kind} {name} = {start};")
         into = [along if p == place else i for p, i in enumerate(at)]
         element = cast(operand.load(into), operand.dtype, wide(self.dtype))
@@ -55,7 +55,7 @@ def _ordered(self: Lowering, place: int, source: Any, descending: bool, most: st
             f"frnn::sort({order}, (int64_t)({operand.dims[place]}), "
             f"[&](int64_t a_, int64_t b_) {{ return frnn::{'after' if descending else 'before'}({key('a_')}, {key('b_')}); }});"
         )
-        along = self.block.names("j")
+        along = self.block.names("k")
         into = linear([along if p == place else i for p, i in enumerate(at)], dims)
         self.block.line(
             f"for (int64_t {along} = 0; {along} < {most}; ++{along}) {{ {indices}[{into}] = {order}[{along}]; "

@@ -143,7 +143,7 @@ def best(
                 self.block.line(f"{best} = frnn::{extreme}({element}, {best});")
         where = f"{pointer}[{linear(kept, dims)}]"
         self.block.line(f"{where} = 0;")
-        found = self.block.names("j")
+        found = self.block.names("k")
         element = operand.load(index(kept, [found]) if operand.dims else ())
         test = f"{odd} ? {element} != {element} : {element} == {best}" if kind in ("float", "double") else f"{element} == {best}"
         self.block.line(f"for (int64_t {found} = 0; {found} < {inner_dims[0]}; ++{found}) if ({test}) {{ {where} = {found}; break; }}")

@@ -605,7 +605,8 @@ def g2p_decode(model, rows):
 
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(g2p, "raw_rnn", lambda cell, loop_fn, **_: (seen.append((cell, loop_fn)), (SimpleNamespace(stack=list), 0, 0))[1])
+        result = SimpleNamespace(emit_ta=SimpleNamespace(stack=list))
+        patch.setattr(g2p, "raw_rnn", lambda cell, loop_fn, **_: (seen.append((cell, loop_fn)), result)[1])
         model.decode(torch.zeros(rows, 8))
     return seen[0]
 

@@ -49,8 +49,8 @@ class Foreign:
 def captured(monkeypatch, cell, state=None):
     """The program of a loop of four rows with three inputs each and states of five."""
     found = []
-    program = step._Capture.program
-    monkeypatch.setattr(step._Capture, "program", lambda self: found.append(program(self)) or found[-1])
+    program = step.Capture.program
+    monkeypatch.setattr(step.Capture, "program", lambda self: found.append(program(self)) or found[-1])
     x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 4, 0, 6])
     state = torch.zeros(4, 5) if state is None else state
 
