@@ -10,10 +10,10 @@ demo: $(MARK)
 	$(BIN)/python -m fusedrnn.demo
 
 test: $(MARK) lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2
 
 test-slow: $(MARK)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2
 
 lint: $(MARK)
 	$(BIN)/ruff check .
