@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-exhaustive lint clean
 
 demo: $(MARK)
 	$(BIN)/python -m fusedrnn.demo
 
 test: $(MARK) lint
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow and not exhaustive" -n 2
 
 test-slow: $(MARK)
 	$(BIN)/pytest -m slow -n 2
+
+test-exhaustive: $(MARK)
+	$(BIN)/pytest -m exhaustive -n 2
 
 lint: $(MARK)
 	$(BIN)/ruff check .

@@ -141,7 +141,7 @@ def test_pointwise(group):
     _check_pointwise(TABLED[group::GROUPS], dtypes, False, MODES[group % 4])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("group", range(4 * GROUPS))
 def test_pointwise_on_every_dtype(group, mode):
@@ -758,9 +758,9 @@ def _numbered(chosen: Sequence[Any]) -> dict[str, Case]:
     "mode",
     [
         "rows",
-        pytest.param("mixed", marks=pytest.mark.slow),
-        pytest.param("one", marks=pytest.mark.slow),
-        pytest.param("stays", marks=pytest.mark.slow),
+        pytest.param("mixed", marks=pytest.mark.exhaustive),
+        pytest.param("one", marks=pytest.mark.exhaustive),
+        pytest.param("stays", marks=pytest.mark.exhaustive),
     ],
 )
 @pytest.mark.parametrize("group", range(RULE_GROUPS))
@@ -777,9 +777,9 @@ def test_draws(mode):
     "mode",
     [
         "rows",
-        pytest.param("mixed", marks=pytest.mark.slow),
-        pytest.param("one", marks=pytest.mark.slow),
-        pytest.param("stays", marks=pytest.mark.slow),
+        pytest.param("mixed", marks=pytest.mark.exhaustive),
+        pytest.param("one", marks=pytest.mark.exhaustive),
+        pytest.param("stays", marks=pytest.mark.exhaustive),
     ],
 )
 @pytest.mark.parametrize("group", range(4))

@@ -370,7 +370,7 @@ def test_a_program_that_once_failed(seed):
     check(drawn(seed))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("hundred", range(1, 4))
 def test_many_random_programs(hundred):
     refused: Counter[str] = Counter()
