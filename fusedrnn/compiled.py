@@ -81,7 +81,8 @@ class Loop:
             if result is not None:
                 return result
         result = executors.execute(self.backend, self._call, compile_now=True)
-        self._prepare(must=False)
+        if result.executor == "native" and self._ready is None:
+            self._prepare(must=False)
         return result
 
     def warmup(self) -> Loop:
@@ -122,6 +123,8 @@ class Loop:
     def _fast(self, ready: _Ready) -> Result | None:
         """A call that finds everything as it was prepared; None where it does not."""
         tensors = ready.bind()
+        if tensors is None:
+            self._ready = None  # something else than a tensor has changed
         if tensors is None or (ready.needs_grad and torch.is_grad_enabled()) or frames.current() is not None:
             return None
         versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if ready.can_keep else None
@@ -142,6 +145,7 @@ class Loop:
         """Time 0 with these tensors; None where the program does not fit them, or there is no step to take."""
         begun, program = ready.begun, ready.prepared.program
         if not ready.first.fits(begun.batch, tensors) or not program.fits(begun.batch, tensors) or ready.prepared.native is None:
+            self._ready = None
             return None
         frame = Frame(0)
         trees: dict[str, list[Any]] = {

@@ -76,4 +76,10 @@ within = _operator(
     "within(Tensor index, Tensor table) -> Tensor", lambda index, table: index.to(torch.int64), lambda index, table: index.to(torch.int64)
 )
 
+# Look-ups that fail where an index is out of range.
+MAY_FAIL = {
+    torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor, torch.ops.aten.gather.default, torch.ops.aten.index_select.default,
+    torch.ops.aten.index_put.default, within,
+}  # fmt: skip
+
 PYTHON: dict[Any, Callable[..., torch.Tensor]] = {read: _read, draw: _draw, quiet: rows.quieted, guard: rows.guarded}

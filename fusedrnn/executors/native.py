@@ -86,7 +86,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     else:
         ended = bound.run()
     if ended is None:
-        return reference.run(call, frame, begun)  # which says who looked where
+        return reference.explain_fault(call, frame, begun, "native")
     return result(call, begun, program.emits(begun.batch), ended)
 
 

@@ -14,6 +14,10 @@ from .pointwise import cast, computed_in, narrowed
 from .rule import Lowering, rule
 from .values import Index, Value
 
+_DIVISIONS = {
+    op for name in ("remainder", "fmod", "floor_divide") for op in pointwise.TABLE if str(op).split(".")[1] == name
+}  # of integers, a zero divisor is an error
+
 
 def elementwise(self: Lowering) -> Value:
     """An operator of `pointwise.TABLE`."""
@@ -39,6 +43,8 @@ def elementwise(self: Lowering) -> Value:
         if alpha != 1:
             scaled = 0 if "rsub" in str(self.node.target) else 1
             texts[scaled] = narrowed(f"({texts[scaled]} * {self.scalar(alpha, dtype)})", dtype)
+        if not dtype.is_floating_point and self.node.target in _DIVISIONS:
+            texts[-1] = f"frnn::divisor({texts[-1]}, fault)"
         return narrowed(written(*texts), self.dtype)
 
     return Value(self.dims, self.dtype, load, cheap=False)
@@ -52,6 +58,8 @@ def _div_mode(self: Lowering) -> Value:
 
     def load(index: Index) -> str:
         x, y = self.read(a, index, self.dtype), self.read(b, index, self.dtype)
+        if not self.dtype.is_floating_point:
+            y = f"frnn::divisor({y}, fault)"
         return narrowed(f"frnn::{name}({x}, {y})" if name else f"({x} / {y})", self.dtype)
 
     return Value(self.dims, self.dtype, load, cheap=False)

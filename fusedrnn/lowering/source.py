@@ -276,8 +276,8 @@ class _Text:
             return f"({rows} > o.rows_ahead ? {rows} : o.rows_ahead) * ({buffer.per_row})"
         return f"{rows} * ({buffer.per_row})"
 
-    def _sizes(self, *, of: str = "o") -> str:
-        return "".join(f"    const int64_t {name} = {of}.{name};\n    (void){name};\n" for name in ["B", *self.phases.symbols] if name)
+    def _sizes(self) -> str:
+        return "".join(f"    const int64_t {name} = o.{name};\n    (void){name};\n" for name in ["B", *self.phases.symbols])
 
     def _step(self) -> str:
         lines = [

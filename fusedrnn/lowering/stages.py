@@ -116,13 +116,9 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
     return found
 
 
-# Look-ups that fail where an index is out of range: for a step that may never be, none is made.
-_MAY_FAIL = {aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default, aten.index_put.default, ops.within}
-
-
 def _depends_on_time(node: Node, timed: set[Node], invariant: set[Node]) -> bool:
     known = all(operand in timed or operand in invariant for operand in node.all_input_nodes)
-    return known and node.target not in _MAY_FAIL
+    return known and node.target not in ops.MAY_FAIL  # for a step that may never be, no look-up is made
 
 
 def _is_product(node: Node, found: Stages, of_rows: Callable[[Node], bool]) -> bool:

@@ -29,15 +29,14 @@ class Moved:
     tables: dict[int, object] = dataclasses.field(default_factory=dict)  # of an input carried as a token: the size of its embedding
 
 
-def hoist(program: Program, *, fold: bool = True) -> tuple[Program, Moved]:
+def hoist(program: Program) -> tuple[Program, Moved]:
     """The program, a copy, with its inputs looked up where that frees a product from the loop."""
     graph = Graph()
     copies: dict[Node, Node] = {}
     for node in program.module.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     work = _Work(program, graph)
-    if fold:
-        work.inputs_from_tokens()
+    work.inputs_from_tokens()
     work.inputs_from_time()
     work.products_of_rows()
     graph.eliminate_dead_code()
@@ -157,10 +156,10 @@ class _Work:
             return
         for source, placeholder, target in self._inputs():
             made = self.outputs[target]
-            if made not in timed or not self._looks_up_by_time(made, timed):
+            if made not in timed or not self._cannot_fail(made):
                 continue
             first = self._placeholder(Source("initial inputs" if source.kind == "inputs" else "initial token", source.place), placeholder)
-            before, copies = self._one_step_earlier(made, clock, first)
+            before, copies = self._one_step_earlier(made, clock)
             with self.graph.inserting_before(before.next):
                 is_first = call(self.graph, aten.eq.Scalar, clock, 1, like=made)
                 now = call(self.graph, aten.where.self, is_first, first, copies.get(made, made), like=made)
@@ -170,14 +169,11 @@ class _Work:
             self._sort()
             timed |= {first, now, *copies.values()}
 
-    def _looks_up_by_time(self, node: Node, timed: set[Node]) -> bool:
+    def _cannot_fail(self, node: Node) -> bool:
         """Whether a value can be made for a step that may never be: no look-up in it can fail."""
-        if node in self.invariant or node.op == "placeholder":
-            return True
-        refused = (aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default, aten.index_put.default)
-        return node.target not in refused and all(self._looks_up_by_time(operand, timed) for operand in node.all_input_nodes)
+        return all(part in self.invariant or part.target not in ops.MAY_FAIL for part in self._ancestors(node))
 
-    def _one_step_earlier(self, made: Node, clock: Node, first: Node) -> tuple[Node, dict[Node, Node]]:
+    def _one_step_earlier(self, made: Node, clock: Node) -> tuple[Node, dict[Node, Node]]:
         """A copy of what makes a value, for the time before."""
         last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
         with self.graph.inserting_after(last):

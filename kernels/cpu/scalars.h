@@ -48,7 +48,13 @@ FRNN_INLINE double trunc(double x) { return __builtin_trunc(x); }
 FRNN_INLINE float round(float x) { return __builtin_rintf(x); }  // halves to even
 FRNN_INLINE double round(double x) { return __builtin_rint(x); }
 
-// The sign of a remainder is the divisor's; of fmod, the dividend's. A division of integers by zero gives 0 and no trap.
+// Torch raises where an integer is divided by zero: a fault.
+template <class S> FRNN_INLINE S divisor(S b, int64_t* fault) {
+    if (b == 0) *fault = 1;
+    return b;
+}
+
+// The sign of a remainder is the divisor's; of fmod, the dividend's. A division of integers by zero is a fault, gives 0 and does not trap.
 template <class S> FRNN_INLINE S fmod(S a, S b) { return b == 0 || b == (S)-1 ? 0 : (S)(a % b); }
 FRNN_INLINE float fmod(float a, float b) { return __builtin_fmodf(a, b); }
 FRNN_INLINE double fmod(double a, double b) { return __builtin_fmod(a, b); }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fusedrnn
 from fusedrnn.optimise.graph import aten
 
 from .compare import MODES, STEPS, WIDTH, check
@@ -137,3 +138,16 @@ def test_as_many_rows_as_columns():
         {"w": torch.randn(4, 4)},
         lengths=(3, 5, 2, 1),
     )
+
+
+@pytest.mark.parametrize("divide", [torch.remainder, torch.fmod, torch.floor_divide, lambda a, b: torch.div(a, b, rounding_mode="trunc")])
+def test_an_integer_divided_by_zero_is_an_error(divide):
+    def loop_fn(time, output, state, _):
+        if output is None:
+            return torch.zeros(2, dtype=torch.bool), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros((), dtype=torch.int64), None
+        whole = torch.full((2,), 7)
+        return time >= 4, torch.zeros(2, 3), state, divide(whole, whole * 0 + 2 - time), None
+
+    for backend in ("reference", "stepwise", "native"):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            fusedrnn.raw_rnn(torch.nn.GRUCell(3, 3), loop_fn, backend=backend)
