@@ -82,15 +82,28 @@ def load(source: str, *, name: str) -> ctypes.CDLL:
     library = _load(source, name)
     if bind := getattr(library, "frnn_bind", None):
         bind.argtypes, bind.restype = [ctypes.c_void_p], None
-        bind(_threads())
+        bind(ctypes.cast(runtime().frnn_run_team, ctypes.c_void_p))
     return library
 
 
 @functools.cache
-def _threads() -> int:
-    """Address of the function that runs a team, from the one library that owns the process's threads."""
+def runtime() -> ctypes.CDLL:
+    """The one library that owns the process's threads, from runtime.cpp."""
     library = _load((HERE / "runtime.cpp").read_text(), "runtime")
-    return ctypes.cast(library.frnn_run_team, ctypes.c_void_p).value or 0
+    use_openmp(library)
+    return library
+
+
+def use_openmp(library: ctypes.CDLL) -> bool:
+    """Lets the library of runtime.cpp run its teams on the OpenMP threads of the process; False where there are none (macOS's torch keeps
+    its own to itself)."""
+    process = ctypes.CDLL(None)  # torch loads its OpenMP for all to see
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if not all(hasattr(process, name) for name in names):
+        return False
+    library.frnn_use_openmp.argtypes, library.frnn_use_openmp.restype = [ctypes.c_void_p] * 3, None
+    library.frnn_use_openmp(*[ctypes.cast(getattr(process, name), ctypes.c_void_p) for name in names])
+    return True
 
 
 def _load(source: str, name: str) -> ctypes.CDLL:

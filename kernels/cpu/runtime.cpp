@@ -1,5 +1,7 @@
-// The threads of all loaded recurrences. A call takes parked workers off a list, or starts new ones, and puts them back: calls
-// from several threads never wait for each other, and there are as many workers as were ever needed at once.
+// The threads of all loaded recurrences: those of the process's OpenMP where there is one, as its threads poll for a while after
+// each of torch's parallel regions and would keep others off the cores. Else a call takes parked workers off a list, or starts new
+// ones, and puts them back: calls from several threads never wait for each other, and there are as many workers as were ever needed
+// at once.
 #include "runtime.h"
 
 #include <cfenv>
@@ -68,18 +70,52 @@ Worker* take() {
     return worker;
 }
 
-// A child of fork() has no thread but the one that forked, so it starts with an empty list.
+// GNU's interface to OpenMP, which LLVM's libomp offers too.
+struct OpenMP {
+    void (*parallel)(void (*f)(void*), void* context, unsigned threads, unsigned flags);
+    int (*index)();
+    int (*count)();
+} openmp = {};
+
+void run_openmp(int threads, frnn::Job f, void* context) {
+    struct Call {
+        frnn::Job f;
+        void* context;
+        fenv_t modes;  // of the caller
+    } call = {f, context, {}};
+    fegetenv(&call.modes);
+    openmp.parallel(
+        [](void* given) {
+            const Call& call = *(const Call*)given;
+            fenv_t own;  // the thread is torch's
+            fegetenv(&own);
+            fesetenv(&call.modes);
+            call.f(call.context, openmp.index(), openmp.count());
+            fesetenv(&own);
+        },
+        &call, unsigned(threads), 0);
+}
+
+// A child of fork() has no thread but the one that forked, so it starts with an empty list, and without OpenMP, which would wait
+// for the threads it had.
 void before_fork() { pthread_mutex_lock(&guard); }
 void in_parent() { pthread_mutex_unlock(&guard); }
 void in_child() {
     idle = nullptr;
+    openmp = {};
     pthread_mutex_unlock(&guard);
 }
 __attribute__((constructor)) void watch_forks() { pthread_atfork(before_fork, in_parent, in_child); }
 
 }  // namespace
 
+// GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the process's OpenMP; three nulls for none.
+extern "C" __attribute__((visibility("default"))) void frnn_use_openmp(void* parallel, void* index, void* count) {
+    openmp = {(decltype(openmp.parallel))parallel, (decltype(openmp.index))index, (decltype(openmp.count))count};
+}
+
 extern "C" __attribute__((visibility("default"))) void frnn_run_team(int threads, frnn::Job f, void* context) {
+    if (openmp.parallel) return run_openmp(threads, f, context);
     Worker* taken = nullptr;
     int count = 1;
     for (; count < threads; ++count) {

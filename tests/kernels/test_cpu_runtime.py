@@ -308,12 +308,26 @@ def rounds(lib, threads, steps=50):
     assert (sums[:threads] == expected_rounds(threads, steps)).all()
 
 
+@pytest.fixture(params=["OpenMP", "own"])
+def pool(request):
+    """Whose threads run a team."""
+    library = build.runtime()
+    if request.param == "own":
+        library.frnn_use_openmp(None, None, None)
+    elif not build.use_openmp(library):
+        pytest.skip("no OpenMP in this process")
+    yield request.param
+    build.use_openmp(library)
+
+
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_team_and_barrier(lib, threads):
     for _ in range(20):
         rounds(lib, threads)
 
 
+@pytest.mark.usefixtures("pool")
 def test_teams_of_several_callers(lib):
     failures = []
 
@@ -332,6 +346,7 @@ def test_teams_of_several_callers(lib):
     assert not failures
 
 
+@pytest.mark.usefixtures("pool")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of fork in a process with threads
 def test_team_after_fork(lib):
