@@ -9,6 +9,7 @@ import torch
 
 from . import executors, frames
 from .capture import cache
+from .capture import closure
 from .capture.closure import Binder
 from .capture.first import First, capture_first
 from .capture.refusal import NotCapturable
@@ -116,13 +117,13 @@ class Loop:
             program, tensors = prepared.program, prepared.tensors
             draws = program.draws or any(source.kind == "seed" for source in first.sources)
             self._ready = _Ready(
-                Binder(self._call.cell, self.loop_fn), first, prepared.begun, prepared, program.emits(prepared.begun.batch),
+                Binder(closure.walk(self._call.cell, self.loop_fn), owned=True), first, prepared.begun, prepared, program.emits(prepared.begun.batch),
                 any(tensor.requires_grad for tensor in tensors), not draws and not any(tensor.is_inference() for tensor in tensors),
             )  # fmt: skip
 
     def _fast(self, ready: _Ready) -> Result | None:
         """A call that finds everything as it was prepared; None where it does not."""
-        tensors = ready.bind()
+        tensors = ready.bind(self._call.cell, self.loop_fn)
         if tensors is None:
             self._ready = None  # something else than a tensor has changed
         if tensors is None or (ready.needs_grad and torch.is_grad_enabled()) or frames.current() is not None:

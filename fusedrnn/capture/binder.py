@@ -1,86 +1,129 @@
-"""The tensors of one loop, call by call. In: its cell and loop_fn, once; out: their tensors now, or None where a program may not fit now.
+"""The tensors of one loop, call by call. In: a walk, once; out: the tensors of a cell and a loop_fn now, or None where a program may not
+fit them.
 
-A walk says what to look at. That becomes one flat Python function, which reads every variable, attribute and entry again and
-compares it with what the walk found there.
+A walk says what to look at. That becomes one flat Python function, which goes the same way from a cell and a loop_fn, be they those of the
+walk or new closures of the same code, and compares what it finds with what the walk found.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from types import MappingProxyType
+from enum import Enum
+from types import (
+    BuiltinFunctionType,
+    BuiltinMethodType,
+    ClassMethodDescriptorType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    SimpleNamespace,
+    WrapperDescriptorType,
+)
 from typing import Any
 
+import numpy as np
 import torch
 
-from .kinds import class_of
-from .places import ATTRIBUTE, CELL, GLOBAL, ITEM, KEY, KEYWORD_DEFAULT, MEMBER, SLOT, Place
-from .record import ELEMENTS, FLAT, SCALAR, TENSOR, TUPLE, Walk
-from .scalars import same, same_items
+from ..tensor_array import TensorArray
+from .kinds import class_of, is_parametrized
+from .places import ATTRIBUTE, CELL, DEFAULT, GLOBAL, ITEM, KEY, KEYWORD_DEFAULT, MEMBER, PART, RECEIVER, ROOT, SAME, SLOT, Place
+from .record import ELEMENTS, FLAT, OBJECT, SCALAR, TENSOR, TUPLE, Walk
+from .scalars import flat_key, is_scalar, same, same_items
 from .values import array_digest
-from .walker import walk
 
-Bind = Callable[[], list[torch.Tensor] | None]
+Bind = Callable[[Any, Any], list[torch.Tensor] | None]
 
 
 class Binder:
     """Finds the tensors of a cell and a loop_fn again, in the walk's order.
 
-    Calling it gives them, or None: the key has changed, or an object was replaced by another, which only a new walk can look into.
-    It holds the cell and the loop_fn and what hangs on them except tensors.
+    Calling it with a cell and a loop_fn gives them, or None: another key, or something that only a new walk can look into.
+
+    Args:
+        found: the walk.
+        owned: the binder lives no longer than the cell and the loop_fn of the walk, so that it may hold what hangs on them, except tensors.
+            Otherwise it holds code and classes alone, and finds nothing where that is not enough.
 
     Attributes:
-        key: of the walk that it was made from.
+        key: of the walk.
     """
 
-    def __init__(self, cell: Any, loop_fn: Any) -> None:
-        with torch._C.DisableTorchFunction():  # as in `walk`: a mode may say something else of a tensor
-            found = walk(cell, loop_fn)
-            self.key: Hashable = found.key
-            self._bind: Bind = _never if found.unknown is not None else _Source(found).function()
+    def __init__(self, found: Walk, *, owned: bool) -> None:
+        self.key: Hashable = found.key
+        self._bind: Bind | None = None
+        if found.unknown is None and found.impure is None:
+            try:
+                with torch._C.DisableTorchFunction():  # as in `walk`: a mode may say something else of a tensor
+                    self._bind = _Source(found, owned).function()
+            except _Unreachable:
+                pass
 
-    def __call__(self) -> list[torch.Tensor] | None:
-        return self._bind()
+    @property
+    def useful(self) -> bool:
+        """Whether it can ever find anything."""
+        return self._bind is not None
+
+    def __call__(self, cell: Any, loop_fn: Any) -> list[torch.Tensor] | None:
+        return None if self._bind is None else self._bind(cell, loop_fn)
 
 
-def _never() -> None:
-    return None
+class _Unreachable(Exception):
+    """Something can be told from another only by holding it."""
 
 
 class _Source:
     """The text of the function, and the objects that it names."""
 
-    def __init__(self, found: Walk) -> None:
+    def __init__(self, found: Walk, owned: bool) -> None:
+        self.owned = owned
         self.lines: dict[str, None] = {}  # each once, in order
         self.objects: dict[str, Any] = {
             "same": same, "same_items": same_items, "same_tuple": _same_tuple, "dict_of": _dict_of, "is_empty": _is_empty,
             "no_slot": _no_slot, "array_digest": array_digest, "Quiet": torch._C.DisableTorchFunction, "type": type, "len": len,
             "list": list, "id": id, "set": set, "map": map, "stack": torch._C._functorch.peek_interpreter_stack, "missing": _MISSING,
+            "get": dict.get,  # [] of a defaultdict would make an entry
         }  # fmt: skip
-        self.names: dict[int, str] = {}
+        self.names: dict[int, str] = {}  # of constants, by identity
+        self.variables: dict[int, str] = {}  # what is read anew, by the identity of what the walk found there
+        self.distinct: list[str] = []
         self.parts: dict[int, str] = {}  # the variables of tuples, by the identity of their place
+        self.parents: dict[int, tuple[str, Any]] = {}  # variable and value of functions, methods and partials, by the identity of their place
         self.tensors: dict[int, str] = {}
-        for what, value, expected in found.checks:
-            self.check(what, value, expected)
-        for how, value, place in found.visits:
-            self.visit(how, value, place)
+        for what, value, more in found.facts:
+            if what in _VISITS:
+                self.visit(what, value, more)
+            else:
+                self.check(what, value, more)
         for watched in found.watched:
+            holder = self.object(watched.holder)
             if found.names is None:
-                self.refuse(f"not same_items({self.object(watched.holder)}, {self.object(tuple(watched.holder))})")
+                self.refuse(f"not same_items({holder}, {self.constant(tuple(watched.holder))})")
             else:
                 absent = frozenset(found.names) - watched.visited
-                self.refuse(f"not {self.object(absent)}.isdisjoint({self.object(watched.holder)})")
-        # Two places that held two tensors must not hold one now.
+                self.refuse(f"not {self.constant(absent)}.isdisjoint({holder})")
+        # What were two things must not be one now.
         self.lines[f"found = [{', '.join(self.tensors.values())}]"] = None
         if len(self.tensors) > 1:
             self.refuse(f"len(set(map(id, found))) != {len(self.tensors)}")
+        if len(self.distinct) > 1:
+            self.refuse(f"len(set(map(id, ({', '.join(self.distinct)})))) != {len(self.distinct)}")
 
     def function(self) -> Bind:
         body = "\n".join(f"            {line}" for line in self.lines)
         text = (
-            "def bind():\n    try:\n        with Quiet():\n            if stack() is not None:\n                return None\n"
+            "def bind(cell, loop_fn):\n    try:\n        with Quiet():\n            if stack() is not None:\n                return None\n"
             f"{body}\n            return found\n"
-            "    except (AttributeError, IndexError, KeyError, ValueError):\n        return None\n"
+            "    except (AttributeError, IndexError, KeyError, TypeError, ValueError):\n        return None\n"
         )
         exec(compile(text, "<fusedrnn binder>", "exec"), self.objects)
         bind: Bind = self.objects.pop("bind")
@@ -89,8 +132,8 @@ class _Source:
     def refuse(self, condition: str) -> None:
         self.lines[f"if {condition}: return None"] = None
 
-    def object(self, value: Any) -> str:
-        """The name of an object in the text."""
+    def constant(self, value: Any) -> str:
+        """The name of an object that the function holds."""
         if value is None or value is True or value is False:
             return repr(value)
         key = id(value)
@@ -103,25 +146,52 @@ class _Source:
             self.objects[name] = value
         return name
 
+    def object(self, value: Any) -> str:
+        """A value of the walk: what is there now, or the value itself where it may be held."""
+        variable = self.variables.get(id(value))
+        if variable is not None:
+            return variable
+        if not (self.owned or _lasting(value)):
+            raise _Unreachable
+        return self.constant(value)
+
+    def bind(self, value: Any, now: str) -> str:
+        """A variable for what is read now in place of a value of the walk."""
+        variable = self.variables.get(id(value))
+        if variable is None:
+            variable = self.variables[id(value)] = f"o{len(self.variables)}"
+            self.lines[f"{variable} = {now}"] = None
+        else:
+            self.refuse(f"{now} is not {variable}")
+        return variable
+
     def read(self, place: Place) -> str | None:
         """How to read what is at a place now; None where it cannot change."""
         parent, step, name, holder, _ = place
+        if step == ROOT:
+            return name if name in ("cell", "loop_fn") else None
         if step == CELL:
             return f"{self.object(holder)}.cell_contents"
         if step in (ATTRIBUTE, KEY, GLOBAL, MEMBER, KEYWORD_DEFAULT) and holder is not None:
             key = repr(name) if type(name) is str else self.object(name)
             if type(holder) in (dict, OrderedDict, MappingProxyType):
                 return f"{self.object(holder)}[{key}]"
-            self.objects["get"] = dict.get  # [] of a defaultdict would make an entry
             return f"get({self.object(holder)}, {key}, missing)"
         if step == ITEM and holder is not None:
             if type(holder) in (list, deque):
                 return f"{self.object(holder)}[{name}]"
-            return f"{self.object(class_of(type(holder)).layout)}.__getitem__({self.object(holder)}, {name})"
+            return f"{self.constant(class_of(type(holder)).layout)}.__getitem__({self.object(holder)}, {name})"
         if step == ITEM and id(parent) in self.parts:
             return f"{self.parts[id(parent)]}[{name}]"
         if step == SLOT:
-            return f"{self.object(holder[0])}.__get__({self.object(holder[1])})"
+            return f"{self.constant(holder[0])}.__get__({self.object(holder[1])})"
+        variable, value = self.parents.get(id(parent), ("", None))
+        if step == DEFAULT and variable:
+            return f"{variable}.__defaults__[{holder}]"
+        if type(value) is MethodType and step in (SAME, RECEIVER):
+            return f"{variable}.{'__func__' if step == SAME else '__self__'}"
+        if type(value) is functools.partial and step == PART:
+            return f"{variable}.{name}"
         return None
 
     def visit(self, how: str, value: Any, place: Place) -> None:
@@ -131,6 +201,7 @@ class _Source:
         elif how == TUPLE:
             variable = self.parts[id(place)] = f"p{len(self.parts)}"
             self.lines[f"{variable} = {now or self.object(value)}"] = None
+            self.variables.setdefault(id(value), variable)
             self.refuse(f"type({variable}) is not {self.object(type(value))} or len({variable}) != {len(value)}")
         elif how == ELEMENTS:
             variable = self.parts[id(place)] = f"p{len(self.parts)}"
@@ -138,16 +209,26 @@ class _Source:
             compare = "<" if len(value) == place[3]["_size"] else "!="
             self.refuse(f"len({variable}) {compare} {len(value)}")
         elif now is None:
-            return
+            if how == OBJECT:
+                self.object(value)
         elif how == SCALAR and value is not None and value is not True and value is not False:
-            self.refuse(f"(x := {now}) is not {self.object(value)} and not same(x, {self.object(value)})")
+            self.refuse(f"(x := {now}) is not {self.constant(value)} and not same(x, {self.constant(value)})")
         elif how == FLAT:
-            self.refuse(f"(x := {now}) is not {self.object(value)} and not same_tuple(x, {self.object(value)})")
+            self.refuse(f"(x := {now}) is not {self.constant(value)} and not same_tuple(x, {self.constant(value)})")
+        elif how == OBJECT and _structured(value):
+            known = id(value) in self.variables
+            variable = self.bind(value, now)
+            self.parents[id(place)] = variable, value
+            if not known:
+                self.refuse(f"type({variable}) is not {self.object(type(value))}")
+                if type(value) is not MethodType:  # each look-up makes another
+                    self.distinct.append(variable)
         else:
             self.refuse(f"{now} is not {self.object(value)}")
 
     def tensor(self, value: torch.Tensor, now: str | None) -> None:
-        now = now or self.object(value)
+        if now is None:
+            raise _Unreachable
         variable = self.tensors.get(id(value))
         if variable is not None:
             self.refuse(f"{now} is not {variable}")
@@ -156,57 +237,113 @@ class _Source:
         self.lines[f"{variable} = {now}"] = None
         wrong = [
             f"type({variable}) is not {self.object(type(value))}",
-            f"{variable}.dtype is not {self.object(value.dtype)}",
-            f"not {variable}.is_cpu" if value.is_cpu else f"{variable}.device != {self.object(value.device)}",
+            f"{variable}.dtype is not {self.constant(value.dtype)}",
+            f"not {variable}.is_cpu" if value.is_cpu else f"{variable}.device != {self.constant(value.device)}",
             f"{variable}.ndim != {value.ndim}",
             f"{variable}.requires_grad is not {value.requires_grad}",
-            f"{variable}.layout is not {self.object(value.layout)}",
+            f"{variable}.layout is not {self.constant(value.layout)}",
         ]
         self.refuse(" or ".join(wrong))
 
     def check(self, what: str, value: Any, expected: Any) -> None:
-        found, wanted = self.object(value), self.object
+        found = self.object(value)
         if what == "length":
             exact = type(value) in (dict, list, deque, OrderedDict, MappingProxyType)
-            length = f"len({found})" if exact else f"{self.object(class_of(type(value)).layout)}.__len__({found})"
+            length = f"len({found})" if exact else f"{self.constant(class_of(type(value)).layout)}.__len__({found})"
             self.refuse(f"{length} != {expected}")
         elif what in ("items", "keys", "values"):
             base = class_of(type(value)).layout
-            held = found if type(value) is base else f"list({self.object(base)}.__iter__({found}))"
+            held = found if type(value) is base else f"list({self.constant(base)}.__iter__({found}))"
             if what == "values":
-                held = f"{self.object(base)}.values({found})"
-            self.refuse(f"not same_items({held}, {wanted(expected)})")
+                held = f"{self.constant(base)}.values({found})"
+            self.refuse(f"not same_items({held}, {self.held(expected)})")
         elif what == "hooks":
-            self.refuse(f"not same_items({found}.values(), {wanted(expected)})" if expected else found)
+            self.refuse(f"not same_items({found}.values(), {self.held(expected)})" if expected else found)
         elif what == "type":
-            self.refuse(f"type({found}) is not {wanted(expected)}")
+            self.refuse(f"type({found}) is not {self.object(expected)}")
         elif what == "dict":
             plain = vars(object)["__getattribute__"] is type(value).__getattribute__
-            self.refuse(f"{f'{found}.__dict__' if plain else f'dict_of({found})'} is not {wanted(expected)}")
+            variable = self.bind(expected, f"{found}.__dict__" if plain else f"dict_of({found})")
+            if isinstance(value, TensorArray):
+                self.refuse(f"{variable}.get('_fetch') is not None")  # it has its content later
         elif what == "entry":
-            self.refuse(f"{found}[{expected[0]!r}] is not {wanted(expected[1])}")
+            self.bind(expected[1], f"{found}[{expected[0]!r}]")
         elif what == "function":
-            code, defaults, keywords = map(self.object, expected)
-            self.refuse(
-                f"{found}.__code__ is not {code} or {found}.__defaults__ is not {defaults} or {found}.__kwdefaults__ is not {keywords}"
-            )
+            self.code(found, value, *expected)
+        elif what == "attributes":
+            self.bind(expected, f"{found}.__dict__")
         elif what == "absent":
             self.refuse(f"{expected!r} in {found}")
         elif what == "disjoint":
-            self.refuse(f"not {wanted(expected)}.isdisjoint({found})")
+            self.refuse(f"not {self.constant(expected)}.isdisjoint({found})")
         elif what == "empty":
             self.refuse(f"not is_empty({found})")
         elif what == "no slot":
-            self.refuse(f"not no_slot({found}, {wanted(expected)})")
+            self.refuse(f"not no_slot({found}, {self.constant(expected)})")
         elif what == "factory":
-            self.refuse(f"{found}.default_factory is not {wanted(expected)}")
+            self.refuse(f"{found}.default_factory is not {self.object(expected)}")
         elif what == "ndarray":
-            self.refuse(f"array_digest({found}) != {wanted(expected)}")
+            self.refuse(f"array_digest({found}) != {self.constant(expected)}")
         else:
             raise AssertionError(what)
 
+    def held(self, values: tuple[Any, ...]) -> str:
+        """Items that are compared one by one."""
+        if not self.owned and not all(is_scalar(value) or _lasting(value) for value in values):
+            raise _Unreachable
+        return self.constant(values)
 
+    def code(self, found: str, value: FunctionType, code: CodeType, defaults: Any, keywords: Any) -> None:
+        """A function's code, and variables for all else that hangs on it."""
+        self.refuse(f"{found}.__code__ is not {self.constant(code)}")
+        self.refuse(f"{found}.__defaults__ is not None" if defaults is None else f"len({found}.__defaults__) != {len(defaults)}")
+        if keywords is None:
+            self.refuse(f"{found}.__kwdefaults__ is not None")
+        else:
+            self.bind(keywords, f"{found}.__kwdefaults__")
+        if id(value) in self.variables:
+            self.bind(value.__dict__, f"{found}.__dict__")
+            self.bind(value.__globals__, f"{found}.__globals__")
+            for index, cell in enumerate(value.__closure__ or ()):
+                self.bind(cell, f"{found}.__closure__[{index}]")
+
+
+_VISITS = frozenset((SCALAR, FLAT, TENSOR, TUPLE, OBJECT, ELEMENTS))
 _MISSING = object()
+
+
+def _structured(value: Any) -> bool:
+    """Whether what the walk found in an object says all that its key says: any other object with the same in it will do."""
+    if type(value) in (FunctionType, MethodType, functools.partial, SimpleNamespace):
+        return True
+    facts = class_of(type(value))
+    return facts.category in ("module", "object", "list", "set", "dict", "array", "ndarray") and facts.layout is not deque
+
+
+def _lasting(value: Any) -> bool:
+    """Whether an object may be held for as long as the process runs: code and what it consists of, but nothing that could hold tensors."""
+    kind = type(value)
+    if is_scalar(value) or kind in _CODE or isinstance(value, (Enum, np.generic, np.dtype, np.ufunc, logging.Logger)):
+        return True
+    if kind is FunctionType:
+        return value.__closure__ is None and flat_key(value.__defaults__ or ()) is not None
+    if kind in (BuiltinFunctionType, BuiltinMethodType):
+        return value.__self__ is None or type(value.__self__) in (ModuleType, type)
+    if kind is dict:
+        return getattr(sys.modules.get(value.get("__name__", "")), "__dict__", None) is value or value is sys.modules
+    if kind is slice:
+        return flat_key((value.start, value.stop, value.step)) is not None
+    if kind is MappingProxyType:  # the walk meets those of classes
+        return True
+    if isinstance(value, type):
+        return not class_of(value).local and not is_parametrized(value)
+    return class_of(kind).category == "singleton"
+
+
+_CODE = frozenset((
+    CodeType, ModuleType, ClassMethodDescriptorType, GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType, MethodWrapperType,
+    WrapperDescriptorType, property, staticmethod, classmethod,
+))  # fmt: skip
 
 
 def _same_tuple(value: Any, expected: tuple[Any, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -19,8 +20,10 @@ from .refusal import NotCapturable, here
 from .step import capture
 
 _MOST = 512
+_MOST_BINDERS = 4  # of one code: it may be used with several kinds of values
 _lock = threading.Lock()
 _known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
+_binders: OrderedDict[tuple[int, int], tuple[closure.Binder, ...]] = OrderedDict()  # the last made first
 
 
 def refuse_nested() -> None:
@@ -37,20 +40,25 @@ def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torc
         NotCapturable: it has none.
         Exception: whatever the cell or loop_fn raise when they are traced.
     """
-    walk = closure.walk(call.cell, call.loop_fn)
-    if walk.impure is not None:
-        raise NotCapturable(f"{walk.impure}, which a captured step would not repeat: leave it out", walk.location)
-    key = None if walk.unknown else (walk.key, _signature(begun))
-    program = _found(key, begun, walk.tensors)
+    program, tensors = _known_program(call, begun)
     if program is None:
-        program = _captured_now(call, begun, walk)
-        if key is not None and not (isinstance(program, Program) and program.has_strangers):
-            _keep(key, program)
+        walk = closure.walk(call.cell, call.loop_fn)
+        if walk.impure is not None:
+            raise NotCapturable(f"{walk.impure}, which a captured step would not repeat: leave it out", walk.location)
+        tensors = walk.tensors
+        key = None if walk.unknown else (walk.key, _signature(begun))
+        program = _found(key, begun, tensors)
+        if program is not None:  # the second time: there may be many more
+            _keep_binder(call, walk)
+        else:
+            program = _captured_now(call, begun, walk)
+            if key is not None and not (isinstance(program, Program) and program.has_strangers):
+                _keep(key, program)
     if isinstance(program, NotCapturable):
         raise NotCapturable(program.reason, program.location)
     if program.draws and frame.lineage:
         raise NotCapturable("a loop within a loop draws random numbers: give it a seed of its own")
-    return program, walk.tensors
+    return program, tensors
 
 
 T = TypeVar("T")
@@ -76,6 +84,7 @@ def clear() -> None:
     """Forget all programs."""
     with _lock:
         _known.clear()
+        _binders.clear()
 
 
 def size() -> int:
@@ -116,6 +125,37 @@ def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program 
             if isinstance(program, NotCapturable) or program.fits(begun.batch, tensors):
                 return program
     return None
+
+
+def _known_program(call: Call, begun: Start) -> tuple[Program | NotCapturable | None, list[torch.Tensor]]:
+    """A program that one of the binders leads to, and the tensors; None where there is none, or a walk has to look."""
+    with _lock:
+        binders = tuple(_binders.get(_place(call), ()))
+    for binder in binders:
+        tensors = binder(call.cell, call.loop_fn)
+        if tensors is not None:
+            return _found((binder.key, _signature(begun)), begun, tensors), tensors
+    return None, []
+
+
+def _keep_binder(call: Call, walk: closure.Walk) -> None:
+    place = _place(call)
+    with _lock:
+        if any(binder.key == walk.key for binder in _binders.get(place, ())):
+            return  # it cannot follow: something is another object each time
+    made = closure.Binder(walk, owned=False)
+    with _lock:
+        _binders[place] = (made, *_binders.get(place, ())[: _MOST_BINDERS - 1])
+        _binders.move_to_end(place)
+        if len(_binders) > _MOST:
+            _binders.popitem(last=False)
+
+
+def _place(call: Call) -> tuple[int, int]:
+    """Where to look for binders. An id that is used again costs time and nothing else."""
+    loop_fn: Any = call.loop_fn
+    function = loop_fn.__func__ if type(loop_fn) is MethodType else loop_fn
+    return id(type(call.cell)), id(function.__code__ if type(function) is FunctionType else type(loop_fn))
 
 
 def _keep(key: Hashable, program: Program | NotCapturable) -> None:

@@ -27,19 +27,20 @@ class Functions(Record):
         original = attributes.get("_torchdynamo_orig_callable")
         if original is not None:
             self.key.append("compiled")
-            self.checks.append(("entry", attributes, ("_torchdynamo_orig_callable", original)))
+            self.facts.append(("attributes", value, attributes))
+            self.facts.append(("entry", attributes, ("_torchdynamo_orig_callable", original)))
             self.visit(original, (place, SAME, "", None, None))
             return
         self.key += (FunctionType, names)
         defaults, keyword_defaults = value.__defaults__, value.__kwdefaults__
-        self.checks.append(("function", value, (code, defaults, keyword_defaults)))
+        self.facts.append(("function", value, (code, defaults, keyword_defaults)))
         if defaults is not None:
             self.key.append(len(defaults))
             first = code.co_argcount - len(defaults)
             for i, item in enumerate(defaults):
-                self.visit(item, (place, DEFAULT, code.co_varnames[first + i] if first >= 0 else i, None, value))
+                self.visit(item, (place, DEFAULT, code.co_varnames[first + i] if first >= 0 else i, i, value))
         if keyword_defaults is not None:
-            self.checks.append(("keys", keyword_defaults, tuple(keyword_defaults)))
+            self.facts.append(("keys", keyword_defaults, tuple(keyword_defaults)))
             self.key += ("keywords", *keyword_defaults)
             for name, item in keyword_defaults.items():
                 self.visit(item, (place, KEYWORD_DEFAULT, name, keyword_defaults, value))
@@ -53,7 +54,7 @@ class Functions(Record):
                     self.key.append(name)
                     self.visit(item, (place, ATTRIBUTE, name, attributes, None))
         if whose is Whose.USER:
-            self.checks.append(("length", attributes, len(attributes)))
+            self.facts.append(("length", attributes, len(attributes)))
             self.mutable.append(("attributes", attributes, None, place))
         # What stands at the top level of fusedrnn is as constant as torch; its closures may use names of their module.
         if whose is Whose.USER or (whose is Whose.OWN and "<locals>" in code.co_qualname):
@@ -68,7 +69,7 @@ class Functions(Record):
                 value = cell.cell_contents
             except ValueError:
                 self.key.append("empty")
-                self.checks.append(("empty", cell, None))
+                self.facts.append(("empty", cell, None))
                 continue
             if type(value) is ModuleType:
                 self._module(value, names, at, name)
@@ -92,7 +93,7 @@ class Functions(Record):
             if value is MISSING:
                 if name not in looked:
                     looked.add(name)
-                    self.checks.append(("absent", variables, name))
+                    self.facts.append(("absent", variables, name))
                 if name in impure.BUILTINS and whose is Whose.USER:
                     self._impure(who, name, names, name)
                 continue
@@ -132,7 +133,7 @@ class Functions(Record):
         """A module that code names: the attributes that the same code names count, unless they are constant anyway."""
         entries = module.__dict__
         name = entries.get("__name__")
-        self.visits.append((OBJECT, module, place))
+        self.facts.append((OBJECT, module, place))
         looked = self.looked.get(id(module))
         if looked is None:
             looked = self.looked[id(module)] = set()
@@ -161,7 +162,7 @@ class Functions(Record):
                 self.key += (".", attribute)
                 self.visit(value, at)
         if absent:
-            self.checks.append(("disjoint", entries, frozenset(absent)))
+            self.facts.append(("disjoint", entries, frozenset(absent)))
 
     def of_module_value(self, module: ModuleType, place: Place) -> None:
         """A module that is some object's attribute: any name may be read from it."""
@@ -174,7 +175,7 @@ class Functions(Record):
                 self._watch(entries, module, place)
 
     def of_method(self, value: MethodType, place: Place) -> None:
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         self.key.append(MethodType)
         if impure.name_of(value) is not None:
             self.key.append(Same(value.__func__))
@@ -183,7 +184,7 @@ class Functions(Record):
         self.visit(value.__self__, (place, RECEIVER, "", None, None))
 
     def of_builtin(self, value: Any, place: Place) -> None:
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         receiver = getattr(value, "__self__", None)
         if receiver is None or type(receiver) in (ModuleType, type) or impure.name_of(value) is not None:
             self.key.append(value)

@@ -33,8 +33,8 @@ class Modules(Record):
         key.append("module")
         self._class(type(module), place)
         entries = object.__getattribute__(module, "__dict__")
-        self.checks.append(("type", module, type(module)))
-        self.checks.append(("dict", module, entries))
+        self.facts.append(("type", module, type(module)))
+        self.facts.append(("dict", module, entries))
         self.mutable.append(("attributes", entries, None, place))
         if facts.named_only:
             self._watch(entries, module, place)
@@ -42,15 +42,15 @@ class Modules(Record):
             key.append("training")
             self.visit(training, (place, ATTRIBUTE, "training", entries, None))
         else:
-            self.checks.append(("length", entries, len(entries)))
-            visits = self.visits
+            self.facts.append(("length", entries, len(entries)))
+            facts_found = self.facts
             for name, item in entries.items():
                 if name in _INTERNAL:
                     continue
                 kind = type(item)
                 if kind is int or kind is bool:  # nearly all of them
                     key += (name, kind, item)
-                    visits.append((SCALAR, item, (place, ATTRIBUTE, name, entries, None)))
+                    facts_found.append((SCALAR, item, (place, ATTRIBUTE, name, entries, None)))
                 else:
                     key.append(name)
                     self.visit(item, (place, ATTRIBUTE, name, entries, None))
@@ -58,12 +58,12 @@ class Modules(Record):
             members = entries.get(group)
             if members is None:
                 continue
-            self.checks.append(("entry", entries, (group, members)))
+            self.facts.append(("entry", entries, (group, members)))
             self.mutable.append(("attributes", members, None, place))
             if facts.named_only:
                 self._watch(members, module, place)
                 continue
-            self.checks.append(("length", members, len(members)))
+            self.facts.append(("keys", members, tuple(members)))  # in their order, in which a container runs them
             key.append(len(members))
             for name, item in members.items():
                 key.append(name)
@@ -71,11 +71,12 @@ class Modules(Record):
         for group in _HOOKS:
             hooks = entries.get(group)
             if hooks is not None:
+                self.facts.append(("entry", entries, (group, hooks)))
                 self._hooks(hooks, entries, (place, ATTRIBUTE, group, entries, None))
 
     def _hooks(self, hooks: Any, module: Any, place: Place) -> None:
         """Hooks in their order; the numbers under which they are registered say nothing."""
-        self.checks.append(("hooks", hooks, tuple(hooks.values())))
+        self.facts.append(("hooks", hooks, tuple(hooks.values())))
         if not hooks:
             return
         self.key += (place[2], len(hooks))
@@ -85,4 +86,7 @@ class Modules(Record):
 
     def _hooks_of_all_modules(self) -> None:
         for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks"):
-            self._hooks(getattr(nn_module, name, {}), {}, (None, places.ROOT, f"torch.nn.modules.module.{name}", None, None))
+            hooks = getattr(nn_module, name, None)
+            if hooks is not None:
+                self.facts.append(("entry", vars(nn_module), (name, hooks)))
+                self._hooks(hooks, {}, (None, places.ROOT, f"torch.nn.modules.module.{name}", None, None))

@@ -70,8 +70,8 @@ class Walk:
         impure: what the code does that tracing would do only once, such as ``loop_fn calls print (file.py:12)``, and None.
         location: the file and line of that.
         mutable: what a `Snapshot` copies: (kind, object, names, place).
-        visits: each value that was looked at: (how, value, place).
-        checks: what holds of those besides: (what, object, expected).
+        facts: in the order of the walk, each value that was looked at, (how, value, place), and what holds of it besides,
+            (what, object, expected).
         watched: the dicts of which only `names` count.
         names: what the code names; None if it may read any attribute.
     """
@@ -82,8 +82,7 @@ class Walk:
     impure: str | None
     location: str | None
     mutable: list[tuple[str, Any, Any, Place]] = field(repr=False)
-    visits: list[tuple[str, Any, Place]] = field(repr=False)
-    checks: list[tuple[str, Any, Any]] = field(repr=False)
+    facts: list[tuple[str, Any, Any]] = field(repr=False)
     watched: list[Names] = field(repr=False)
     names: tuple[str, ...] | None = field(repr=False)
 
@@ -106,8 +105,7 @@ class Record:
         self.unknown: str | None = None
         self.impure: impure.Impurity | None = None
         self.mutable: list[tuple[str, Any, Any, Place]] = []
-        self.visits: list[tuple[str, Any, Place]] = []
-        self.checks: list[tuple[str, Any, Any]] = []
+        self.facts: list[tuple[str, Any, Any]] = []
         self.transforms = torch._C._functorch.peek_interpreter_stack() is not None
 
     def visit(self, value: Any, place: Place) -> None:
@@ -115,13 +113,13 @@ class Record:
 
     def _first(self, value: Any, place: Place) -> bool:
         """Whether an object with identity is met for the first time; the key tells which one it is otherwise."""
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         index = self.seen.get(id(value))
         if index is not None:
             self.key += ("again", index)
             return False
         self.seen[id(value)] = len(self.seen)
-        if len(self.visits) > _MOST_VALUES:
+        if len(self.facts) > _MOST_VALUES:
             self._unknown(f"cell and loop_fn hold more than {_MOST_VALUES:,} values")
             return False
         return True
@@ -132,7 +130,7 @@ class Record:
         self.key.append(object())  # equal to no other key
 
     def _unknown_value(self, value: Any, place: Place) -> None:
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         self._unknown(places.holding(place, value))
 
     def _impure(self, who: str, called: str, names: Code, variable: str) -> None:
@@ -205,14 +203,14 @@ class Record:
         members = self._watch(vars(cls), cls, place, MEMBER, cls)
         self.members[id(cls)] = members
         self.mutable.append(("class", cls, None, place))
-        self.checks.append(("length", members.holder, len(members.holder)))
+        self.facts.append(("length", members.holder, len(members.holder)))
         for base in cls.__bases__:
             self._class(base, place)
         self._look_up(members, facts.always(cls))
 
     def of_class_value(self, value: type, place: Place) -> None:
         """A class as a value: it may be called."""
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         self._class(value, place)
         for cls in value.__mro__:
             members = self.members.get(id(cls))
@@ -223,21 +221,21 @@ class Record:
         kind = type(value)
         if kind in (GetSetDescriptorType, MemberDescriptorType) or (kind.__module__, kind.__name__) == ("_collections", "_tuplegetter"):
             self.key.append("slot")
-            self.visits.append((OBJECT, value, place))
+            self.facts.append((OBJECT, value, place))
         elif class_of(place[4]).category == "enum" and kind is not FunctionType and kind is not property:
-            self.visits.append((OBJECT, value, place))  # its members are constants
+            self.facts.append((OBJECT, value, place))  # its members are constants
         else:
             self.visit(value, place)
 
     def _attributes(self, value: Any, place: Place) -> None:
         facts = class_of(type(value))
-        self.checks.append(("type", value, type(value)))
+        self.facts.append(("type", value, type(value)))
         for name, descriptor in facts.slots:
             try:
                 item = descriptor.__get__(value)
             except AttributeError:
                 self.key += ("slot", name, None)
-                self.checks.append(("no slot", value, descriptor))
+                self.facts.append(("no slot", value, descriptor))
                 continue
             self.key += ("slot", name)
             self.mutable.append(("slot", value, (name, descriptor), place))
@@ -248,12 +246,12 @@ class Record:
             return
         if type(entries) is not dict:
             return
-        self.checks.append(("dict", value, entries))
+        self.facts.append(("dict", value, entries))
         self.mutable.append(("attributes", entries, None, place))
         if facts.named_only:
             self._watch(entries, value, place)
             return
-        self.checks.append(("length", entries, len(entries)))
+        self.facts.append(("length", entries, len(entries)))
         self.key.append(len(entries))
         for name, item in entries.items():
             self.key.append(name)

@@ -27,24 +27,24 @@ class Values(Record):
 
     def of_scalar(self, value: Any, place: Place) -> None:
         self.key += (type(value), scalar_key(value))
-        self.visits.append((SCALAR, value, place))
+        self.facts.append((SCALAR, value, place))
 
     def of_singleton(self, value: Any, place: Place) -> None:
         self.key.append(Same(value))
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
 
     def of_by_value(self, value: Any, place: Place) -> None:
         """Values of C types whose hash and equality are of C too; by identity in the binder."""
         self.key += (type(value), repr(value))
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
 
     def of_descriptor(self, value: Any, place: Place) -> None:
         self.key.append(value)
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
 
     def of_tensor(self, value: torch.Tensor, place: Place) -> None:
         index = self.places.get(id(value))
-        self.visits.append((TENSOR, value, place))
+        self.facts.append((TENSOR, value, place))
         if index is not None:
             self.key += ("tensor", index)
             return
@@ -62,11 +62,11 @@ class Values(Record):
         elif self._first(value, place):
             digest = array_digest(value)
             self.key += (np.ndarray, digest)
-            self.checks.append(("ndarray", value, digest))
+            self.facts.append(("ndarray", value, digest))
             self.mutable.append(("ndarray", value, None, place))
 
     def of_numpy(self, value: Any, place: Place) -> None:
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         if isinstance(value, np.generic):
             self.key += (type(value), value.dtype.str, value.tobytes())
         else:
@@ -87,7 +87,7 @@ class Values(Record):
 
     def of_logger(self, value: Any, place: Place) -> None:
         self.key += ("logger", object.__getattribute__(value, "__dict__").get("name"))
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         self.loggers.append((str(place[2]), place))
 
     def of_tuple(self, value: Any, place: Place) -> None:
@@ -95,12 +95,12 @@ class Values(Record):
         flat = flat_key(value) if plain else None
         if flat is not None:
             self.key += (tuple, type(value), flat)
-            self.visits.append((FLAT, value, place))
+            self.facts.append((FLAT, value, place))
             return
         if not plain:
             self._class(type(value), place)
         self.key += (tuple, tuple.__len__(value))
-        self.visits.append((TUPLE, value, place))
+        self.facts.append((TUPLE, value, place))
         for i, item in enumerate(tuple.__iter__(value)):
             self.visit(item, (place, ITEM, i, None, None))
         if not plain:
@@ -137,14 +137,14 @@ class Values(Record):
         flat = flat_key(items)
         if flat is not None:
             self.key.append(flat)
-            self.checks.append(("items", value, tuple(items)))
+            self.facts.append(("items", value, tuple(items)))
             return
         self.key.append(len(items))
         ordered = class_of(type(value)).layout in (list, deque)
         if ordered:
-            self.checks.append(("length", value, len(items)))
+            self.facts.append(("length", value, len(items)))
         else:  # the binder can reach an element of a set only by its identity
-            self.checks.append(("items", value, tuple(items)))
+            self.facts.append(("items", value, tuple(items)))
         for i, item in enumerate(items):
             self.visit(item, (place, ITEM, i, value if ordered else None, None))
 
@@ -157,7 +157,7 @@ class Values(Record):
             self._class(type(value), place)
         if base is defaultdict:
             factory = vars(defaultdict)["default_factory"].__get__(value)
-            self.checks.append(("factory", value, factory))
+            self.facts.append(("factory", value, factory))
             self.visit(factory, (place, PART, "default_factory", None, None))
         self.mutable.append(("dict", value, None, place))
         self._entries(value, list(base.items(value)), place)
@@ -167,11 +167,11 @@ class Values(Record):
     def _entries(self, value: Any, entries: list[tuple[Any, Any]], place: Place, step: int = KEY) -> None:
         keys = [key for key, _ in entries]
         flat = flat_key(keys)
-        self.checks.append(("keys", value, tuple(keys)))
+        self.facts.append(("keys", value, tuple(keys)))
         values = None if flat is None else flat_key([entry for _, entry in entries])
         if values is not None:
             self.key += (flat, values)
-            self.checks.append(("values", value, tuple([entry for _, entry in entries])))
+            self.facts.append(("values", value, tuple([entry for _, entry in entries])))
             return
         self.key += (len(entries), flat)
         for key, entry in entries:
@@ -188,7 +188,7 @@ class Values(Record):
 
     def of_slice(self, value: slice, place: Place) -> None:
         self.key.append(slice)
-        self.visits.append((OBJECT, value, place))
+        self.facts.append((OBJECT, value, place))
         for name in ("start", "stop", "step"):
             self.visit(getattr(value, name), (place, PART, name, None, None))
 
@@ -196,7 +196,7 @@ class Values(Record):
         if self._first(value, place):
             entries = value.__dict__
             self.key.append(SimpleNamespace)
-            self.checks.append(("dict", value, entries))
+            self.facts.append(("dict", value, entries))
             self.mutable.append(("attributes", entries, None, place))
             self._entries(entries, list(entries.items()), place, ATTRIBUTE)
 
@@ -218,7 +218,7 @@ class Values(Record):
         if object.__getattribute__(value, "__dict__").get("_fetch") is not None:  # an EmitArray, which has its content later
             value._loaded()
         fields = object.__getattribute__(value, "__dict__")
-        self.checks.append(("dict", value, fields))
+        self.facts.append(("dict", value, fields))
         self.mutable.append(("array", fields, None, place))
         for name in ("_dtype", "_element_shape", "_size", "_device", "_whole"):
             self.visit(fields[name], (place, ATTRIBUTE, name, fields, None))
@@ -227,7 +227,7 @@ class Values(Record):
         count = min(len(elements), fields["_size"])
         self.key.append(count)
         inner = (place, ATTRIBUTE, "_elements", fields, None)
-        self.visits.append((ELEMENTS, elements[:count], inner))
+        self.facts.append((ELEMENTS, elements[:count], inner))
         for i in range(count):
             self.visit(elements[i], (inner, ITEM, i, None, None))
 

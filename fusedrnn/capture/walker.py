@@ -56,7 +56,7 @@ class Walker(Values, Functions, Modules):
         self._loggers()
         return Walk(
             tuple(self.key), self.tensors, self.unknown, self.impure and self.impure.text, self.impure and self.impure.location,
-            self.mutable, self.visits, self.checks, self.watched, None if self.reflects else tuple(self.names),
+            self.mutable, self.facts, self.watched, None if self.reflects else tuple(self.names),
         )  # fmt: skip
 
     def visit(self, value: Any, place: Place) -> None:

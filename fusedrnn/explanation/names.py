@@ -37,7 +37,7 @@ def tensor_names(call: Call) -> dict[int, str]:
     walk = closure.walk(call.cell, call.loop_fn)
     foreign = type(call.cell).__name__ == "_TorchCell"  # the user knows the module in it
     found: dict[int, str] = {}
-    for how, tensor, place in walk.visits:
+    for how, tensor, place in walk.facts:
         if how == "tensor":
             name = _MODULES.sub(r".\1", places.expression(place))
             found.setdefault(id(tensor), name.replace("cell.module.", "cell.", 1) if foreign else name)

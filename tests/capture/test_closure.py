@@ -186,6 +186,21 @@ def key(loop_fn, cell=CELL):
     return found.key
 
 
+class Bound:
+    """A binder of the cell and the loop_fn that it was made from. What a binder that owns nothing finds is the same, or nothing."""
+
+    def __init__(self, cell, loop_fn):
+        found = walk(cell, loop_fn)
+        self.roots = cell, loop_fn
+        self.own, self.lasting = (Binder(found, owned=owned) for owned in (True, False))
+        self.key = found.key
+
+    def __call__(self):
+        found, other = self.own(*self.roots), self.lasting(*self.roots)
+        assert other is None or (found is not None and list(map(id, other)) == list(map(id, found)))
+        return found
+
+
 def aliased(same):
     a, b = tensors(2, 2)
     return closing((a, a if same else b))
@@ -417,11 +432,28 @@ def test_miss(name):
 @pytest.mark.parametrize("name", HITS)
 def test_binder_repeats_the_walk(name):
     loop_fn = HITS[name](0)
-    bind = Binder(CELL, loop_fn)
+    bind = Bound(CELL, loop_fn)
     found = walk(CELL, loop_fn)
     for _ in range(2):
         assert [id(tensor) for tensor in bind()] == [id(tensor) for tensor in found.tensors]
     assert bind.key == found.key
+
+
+@pytest.mark.parametrize("name", HITS)
+def test_binder_follows_another_closure(name):
+    """A binder made from one loop_fn finds in another of the same key what a walk finds there, or nothing."""
+    first, second = HITS[name](0), HITS[name](1)
+    for owned in (True, False):
+        bound = Binder(walk(CELL, first), owned=owned)(CELL, second)
+        assert bound is None or list(map(id, bound)) == list(map(id, walk(CELL, second).tensors))
+
+
+@pytest.mark.parametrize("name", MISSES)
+def test_binder_of_another_key(name):
+    first, second = MISSES[name](0), MISSES[name](1)
+    for loop_fn, other in ((first, second), (second, first)):
+        for owned in (True, False):
+            assert Binder(walk(CELL, loop_fn), owned=owned)(CELL, other) is None
 
 
 # Changes in place: (what loop_fn closes over, the change, whether the key stays).
@@ -507,7 +539,7 @@ def test_a_change_in_place(name):
     make, change, stays = CHANGES[name]
     held = make()
     loop_fn = closing(held)
-    before, bind = key(loop_fn), Binder(CELL, loop_fn)
+    before, bind = key(loop_fn), Bound(CELL, loop_fn)
     change(held)
     after = walk(CELL, loop_fn)
     assert (after.key == before) is stays
@@ -525,7 +557,7 @@ def test_globals_are_read_again(monkeypatch, name, value):
     def loop_fn(time, output, state, loop_state):
         return helper(output) * SCALE + len(state)
 
-    before, bind = key(loop_fn), Binder(CELL, loop_fn)
+    before, bind = key(loop_fn), Bound(CELL, loop_fn)
     assert bind() is not None
     monkeypatch.setitem(globals(), name, value)
     assert key(loop_fn) != before
@@ -535,7 +567,7 @@ def test_globals_are_read_again(monkeypatch, name, value):
 def test_class_members_are_read_again(monkeypatch):
     loop_fn = closing(Cell(torch.rand(2)))
     for name, value in [("BIAS", 2.0), ("step", lambda self, x: x)]:
-        before, bind = key(loop_fn), Binder(CELL, loop_fn)
+        before, bind = key(loop_fn), Bound(CELL, loop_fn)
         monkeypatch.setattr(Cell, name, value)
         assert key(loop_fn) != before
         assert bind() is None
@@ -546,7 +578,7 @@ def test_class_members_are_read_again(monkeypatch):
 
 def test_hooks_of_all_modules():
     loop_fn = closing(nn.Linear(2, 2))
-    before, bind = key(loop_fn), Binder(CELL, loop_fn)
+    before, bind = key(loop_fn), Bound(CELL, loop_fn)
     handle = torch.nn.modules.module.register_module_forward_hook(hook_a)
     try:
         assert key(loop_fn) != before
@@ -584,13 +616,13 @@ def test_names_of_a_module(module, monkeypatch):
     found = walk(CELL, loop_fn)
     assert any(tensor is module.W for tensor in found.tensors)
     for owner, name, value in [(module, "N", 4), (module.inner, "DEPTH", 2), (module, "double", helper)]:
-        before, bind = key(loop_fn), Binder(CELL, loop_fn)
+        before, bind = key(loop_fn), Bound(CELL, loop_fn)
         assert bind() is not None
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             assert key(loop_fn) != before
             assert bind() is None
-    before, imported, bind = key(loop_fn), key(importing), Binder(CELL, loop_fn)
+    before, imported, bind = key(loop_fn), key(importing), Bound(CELL, loop_fn)
     monkeypatch.setattr(module, "W", torch.ones(3))
     monkeypatch.setattr(module.inner, "UNUSED", 5)
     assert key(loop_fn) == before
@@ -619,7 +651,7 @@ def test_g2p(monkeypatch):
     assert (found.unknown, found.impure) == (None, None)
     assert walk(*g2p_decode(G2P(8, 8), 3)).key == found.key
     assert walk(*g2p_decode(G2P(8, 8).eval(), 3)).key != found.key
-    bind = Binder(*g2p_decode(model, 2))
+    bind = Bound(*g2p_decode(model, 2))
     assert bind() is not None
     monkeypatch.setattr(checkpoint, "MAX_STEPS", 5)
     assert walk(*g2p_decode(model, 2)).key != found.key
@@ -647,7 +679,7 @@ def wrapped_cells():
 def test_cells(name):
     make, loop_fn = wrapped_cells()[name], closing(1)
     cell = make()
-    before, bind = key(loop_fn, cell), Binder(cell, loop_fn)
+    before, bind = key(loop_fn, cell), Bound(cell, loop_fn)
     assert key(loop_fn, make()) == before
     assert {id(t) for t in cell.parameters()} <= {id(t) for t in bind()}
     if "attention" not in name:
@@ -687,7 +719,7 @@ def test_unknown(make, text):
     found = walk(CELL, loop_fn)
     assert found.unknown.endswith(text)
     assert found.key != walk(CELL, loop_fn).key
-    assert Binder(CELL, loop_fn)() is None
+    assert Bound(CELL, loop_fn)() is None
 
 
 class Drawing:
@@ -944,7 +976,7 @@ def test_nothing_is_kept_alive():
 
 def test_a_binder_keeps_no_replaced_tensor():
     model = nn.Linear(2, 2)
-    bind = Binder(CELL, closing(model))
+    bind = Bound(CELL, closing(model))
     old = weakref.ref(model.weight)
     model.weight = nn.Parameter(torch.rand(2, 2))
     gc.collect()
@@ -970,7 +1002,7 @@ def test_transforms():
 
     def f(x):
         loop_fn = closing(x)
-        loop_fns.append((key(loop_fn), Binder(CELL, loop_fn)()))
+        loop_fns.append((key(loop_fn), Bound(CELL, loop_fn)()))
         return x
 
     torch.func.vmap(f)(torch.rand(3, 2))
@@ -985,8 +1017,8 @@ def test_a_mode_is_not_asked():
 
     loop_fn = closing(torch.rand(2))
     with Mode():
-        assert walk(CELL, loop_fn).key == Binder(CELL, loop_fn).key
-        assert Binder(CELL, loop_fn)() is not None
+        assert walk(CELL, loop_fn).key == Bound(CELL, loop_fn).key
+        assert Bound(CELL, loop_fn)() is not None
 
 
 def test_any_attribute_may_be_read():
@@ -1013,7 +1045,7 @@ def test_any_attribute_may_be_read():
     assert key(literal(holder)) == named
     holder.unseen = 1
     assert key(literal(holder)) != named
-    before, bind = key(reading(holder)), Binder(CELL, reading(holder))
+    before, bind = key(reading(holder)), Bound(CELL, reading(holder))
     assert bind() is not None
     holder.unseen = 2
     assert key(reading(holder)) != before
@@ -1046,7 +1078,7 @@ def test_other_modules_of_the_same_name(tmp_path):
     assert key(loop_fn) == key(loop_fn)
     scope = {"helpers": module, "__name__": "user"}
     exec("def loop_fn(*_): return helpers.N", scope)
-    before, bind = key(scope["loop_fn"]), Binder(CELL, scope["loop_fn"])
+    before, bind = key(scope["loop_fn"]), Bound(CELL, scope["loop_fn"])
     module.N = 4
     assert key(scope["loop_fn"]) != before
     assert bind() is None
@@ -1058,5 +1090,5 @@ def test_a_loop_runs_on_what_was_walked():
     cell = cells.GRUCell(3, 4)
     before = fusedrnn.raw_rnn(cell, loop_fn)[0].stack()
     walk(cell, loop_fn)
-    Binder(cell, loop_fn)()
+    Bound(cell, loop_fn)()
     assert torch.equal(fusedrnn.raw_rnn(cell, loop_fn)[0].stack(), before)
