@@ -22,7 +22,12 @@ def _is_size(node: Any) -> bool:
 
 def flatten(tree: Tree) -> tuple[list[Any], Structure]:
     """The leaves of a tree and its structure."""
+    if type(tree) is torch.Tensor:  # most trees are one tensor
+        return [tree], _LEAF
     return pytree.tree_flatten(tree, is_leaf=_is_size)
+
+
+_LEAF = pytree.tree_structure(0)
 
 
 def unflatten(structure: Structure, leaves: list[Any]) -> Tree:

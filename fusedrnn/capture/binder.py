@@ -97,7 +97,9 @@ class _Source:
         self.variables: dict[int, str] = {}  # what is read anew, by the identity of what the walk found there
         self.distinct: list[str] = []
         self.parts: dict[int, str] = {}  # the variables of tuples, by the identity of their place
-        self.parents: dict[int, tuple[str, Any]] = {}  # variable and value of functions, methods and partials, by the identity of their place
+        self.parents: dict[
+            int, tuple[str, Any]
+        ] = {}  # variable and value of functions, methods and partials, by the identity of their place
         self.tensors: dict[int, str] = {}
         for what, value, more in found.facts:
             if what in _VISITS:

@@ -190,4 +190,4 @@ def _port(port: Port | None, batch: int) -> Any:
 
 
 def _hashable(port: Port) -> Hashable:
-    return str(port.structure)
+    return "*" if port.structure.is_leaf() else str(port.structure)

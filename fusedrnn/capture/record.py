@@ -59,6 +59,22 @@ class Names:
         self.visited: set[str] = set()
 
 
+class Key:
+    """What a program depends on. Equal where all of it is; hashed once, as it is long."""
+
+    __slots__ = ("_hash", "parts")
+
+    def __init__(self, parts: tuple[Any, ...]) -> None:
+        self.parts = parts
+        self._hash = hash(parts)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(other) is Key and other._hash == self._hash and other.parts == self.parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 @dataclass(frozen=True, eq=False)
 class Walk:
     """What a walk found. Short-lived: it holds the tensors.

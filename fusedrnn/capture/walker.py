@@ -31,7 +31,7 @@ from .functions import Functions
 from .kinds import class_of
 from .modules import Modules
 from .places import Place
-from .record import Walk
+from .record import Key, Walk
 from .scalars import SCALARS
 from .values import Values
 
@@ -55,7 +55,7 @@ class Walker(Values, Functions, Modules):
             self._unknown("cell and loop_fn hold values that are nested too deeply")
         self._loggers()
         return Walk(
-            tuple(self.key), self.tensors, self.unknown, self.impure and self.impure.text, self.impure and self.impure.location,
+            Key(tuple(self.key)), self.tensors, self.unknown, self.impure and self.impure.text, self.impure and self.impure.location,
             self.mutable, self.facts, self.watched, None if self.reflects else tuple(self.names),
         )  # fmt: skip
 

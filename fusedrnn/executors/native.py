@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..lowering.operators import Unlowered
 from ..lowering.source import loop_source
 from ..result import Result
 from . import native_autograd, reference, stepwise
-from .native_call import Bound, End, Native, Sizes
+from .native_call import Bound, End, Native, Sizes, packed
 from .outcome import outcome
 from .prologue import Prologue
 
@@ -69,7 +70,8 @@ def _compile(program: Program) -> Native:
         done.set()
     library.run.argtypes, library.run.restype = [ctypes.c_void_p], ctypes.c_int64
     slots = {name: place for place, name in enumerate(source.slots)}
-    prologue, sizes = Prologue(source.module, source.program.sources), Sizes(program, source, slots)
+    sizes = Sizes(program, source, slots)
+    prologue = Prologue(source.module, source.program.sources, source.before, source.weights, partial(packed, library))
     return Native(source, library, prologue, time.perf_counter() - began, slots, sizes)
 
 

@@ -7,7 +7,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import sympy
@@ -28,7 +27,7 @@ _MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound i
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
 _MOST_GROUPS = 64  # as many as the C++ has room for
-_WORTH_SHARING = 1 << 18  # multiplications of a product that is worth a second thread, as in loop.h
+_WORTH_SHARING = 1 << 16  # multiplications of a product that is worth a second thread, as in loop.h
 ENDLESS = 2**31 - 2  # times are int32
 
 
@@ -157,7 +156,7 @@ class Bound:
         self.native, self.program, self.begun = native, program, begun
         source, slot = native.source, native.slot
         self._entries = (ctypes.c_int64 * len(slot))()
-        self._alive: list[torch.Tensor] = []  # what the entries point to
+        self._alive: list[Any] = [tensors]  # what the entries point to
         sizes = native.sizes
         self._symbols = {name: begun.batch if place is None else tensors[place[0]].shape[place[1]] for name, place in sizes.places.items()}
         leaves: dict[str, Any] = {
@@ -168,8 +167,16 @@ class Bound:
         given |= {Source("initial token", place): leaf for place, leaf in leaves["token"].items()}
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64)
+        for name, place in native.prologue.direct:
+            tensor = tensors[place]
+            if not tensor.is_contiguous():
+                self._alive.append(tensor := tensor.detach().contiguous())
+            self._entries[slot[name]] = tensor.data_ptr()
         with torch.no_grad():
-            self._bind_known(tensors, given)
+            made = native.prologue.tensors(tensors, given)
+        self._alive.append(made)
+        for name, tensor in made:
+            self._entries[slot[name]] = tensor.data_ptr()
         for name in source.symbols:
             self._entries[slot[name]] = self._symbols[name]
         self._returned: list[tuple[str, int, int, torch.Size, torch.dtype]] = []
@@ -191,13 +198,6 @@ class Bound:
         self._alive.append(tensor)
         self._entries[self.native.slot[name]] = tensor.data_ptr()
         return tensor
-
-    def _bind_known(self, tensors: Sequence[torch.Tensor], given: Mapping[Source, torch.Tensor]) -> None:
-        prologue, source = self.native.prologue, self.native.source
-        for node, entry in source.before.items():
-            self._point(entry, prologue.bound(node, tensors, given))
-        for node, entry in source.weights.items():
-            self._point(entry, prologue.bound(node, tensors, given, partial(packed, self.native.library)))
 
     def _bind_limits(self, call: Call, source: LoopSource) -> None:
         slot, batch = self.native.slot, self.begun.batch

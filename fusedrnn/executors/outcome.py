@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -42,11 +41,9 @@ def outcome(
     port = emit_port or _port_of_fake_run(call, begun)
     batch, device = begun.batch, begun.device  # not begun itself: an emit that is kept must not keep the initial state
 
-    @cache
     def no_lengths() -> torch.Tensor:
         return torch.zeros(batch, dtype=torch.int32, device=device)
 
-    @cache
     def truncated() -> torch.Tensor:
         return ~(finished() if callable(finished) else finished)
 
