@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import executors, frames
-from .capture import cache
+from . import executors
 from .capture import closure
 from .capture.closure import Binder
-from .capture.first import First, capture_first
 from .capture.refusal import NotCapturable
 from .cells.protocol import as_cell
-from .contract import Call, LoopFn, Port, Start
+from .contract import Call, LoopFn
 from .errors import PlanError
-from .executors import native
 from .executors.native_call import Bound
-from .frames import Frame
+from .executors.warm import Warm
 from .result import Result
 
 
@@ -38,20 +35,12 @@ class _Ready:
 
     Attributes:
         bind: gives the closed-over tensors, or None if the program may not fit them.
-        begun: of the call that was prepared; a call with another batch size prepares anew.
-        emit_port: of that batch size.
-        needs_grad: some closed-over tensor requires a gradient: with gradients on, the slower way is taken.
-        can_keep: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
+        warm: the loop; a call with another batch size prepares anew.
         kept: the last call's.
     """
 
     bind: Binder
-    first: First
-    begun: Start
-    prepared: executors.Prepared
-    emit_port: Port
-    needs_grad: bool
-    can_keep: bool
+    warm: Warm
     kept: _Kept | None = None
 
 
@@ -112,64 +101,31 @@ class Loop:
         self._ready = None
         if isinstance(prepared, NotCapturable) or prepared.native is None:
             return
-        first = cache.unchanged_by(self._call, lambda tensors: capture_first(self._call, prepared.begun, tensors))
-        if first is not None:
-            program, tensors = prepared.program, prepared.tensors
-            draws = program.draws or any(source.kind == "seed" for source in first.sources)
-            self._ready = _Ready(
-                Binder(closure.walk(self._call.cell, self.loop_fn), owned=True), first, prepared.begun, prepared, program.emits(prepared.begun.batch),
-                any(tensor.requires_grad for tensor in tensors), not draws and not any(tensor.is_inference() for tensor in tensors),
-            )  # fmt: skip
+        warm = Warm.made(self._call, prepared.begun, prepared.program, prepared.tensors, prepared.native)
+        if warm is not None:
+            self._ready = _Ready(Binder(closure.walk(self._call.cell, self.loop_fn), owned=True), warm)
 
     def _fast(self, ready: _Ready) -> Result | None:
         """A call that finds everything as it was prepared; None where it does not."""
+        warm = ready.warm
         tensors = ready.bind(self._call.cell, self.loop_fn)
         if tensors is None:
             self._ready = None  # something else than a tensor has changed
-        if tensors is None or (ready.needs_grad and torch.is_grad_enabled()) or frames.current() is not None:
+        if tensors is None or not warm.may_run():
             return None
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if ready.can_keep else None
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if warm.is_function else None
         kept = ready.kept
         if kept is not None and kept.versions == versions and kept.shapes == [tensor.shape for tensor in tensors]:
-            bound = kept.bound
-        else:
-            found = self._bind(ready, tensors)
-            if found is None:
-                return None
-            bound = found
-            if versions is not None:
-                ready.kept = _Kept(versions, [tensor.shape for tensor in tensors], tensors, bound)
-        ended = bound.run()
-        return None if ended is None else native.result(self._call, bound.begun, ready.emit_port, ended)
-
-    def _bind(self, ready: _Ready, tensors: list[torch.Tensor]) -> Bound | None:
-        """Time 0 with these tensors; None where the program does not fit them, or there is no step to take."""
-        begun, program = ready.begun, ready.prepared.program
-        if not ready.first.fits(begun.batch, tensors) or not program.fits(begun.batch, tensors) or ready.prepared.native is None:
+            return warm.run(self._call, kept.bound)
+        if not warm.fits(tensors):
             self._ready = None
             return None
-        frame = Frame(0)
-        trees: dict[str, list[Any]] = {
-            "finished": [None], "past": [None],
-            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []),
-        }  # fmt: skip
-        with torch.no_grad():
-            outputs = ready.first.run(*[
-                tensors[source.place] if source.kind == "tensor"
-                else begun.finished if source.kind == "finished"
-                else torch.tensor(frame.seed, dtype=torch.int64)
-                for source in ready.first.sources
-            ])  # fmt: skip
-        for target, output in zip(ready.first.targets, outputs, strict=True):
-            trees[target.kind][target.place] = output
-        finished, past = trees["finished"][0], trees["past"][0]
-        if bool(finished.all()) or (past is not None and bool(past.any())):
+        bound = warm.bound(self._call, tensors)
+        if bound is None:
             return None
-        begun = replace(
-            begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
-            loop_state=None if begun.loop_state is None else trees["loop_state"],
-        )  # fmt: skip
-        return Bound(ready.prepared.native, program, self._call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+        if versions is not None:
+            ready.kept = _Kept(versions, [tensor.shape for tensor in tensors], tensors, bound)
+        return warm.run(self._call, bound)
 
 
 def compile(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int | None = None) -> Loop:

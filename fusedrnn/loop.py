@@ -77,7 +77,7 @@ def raw_rnn(
     )
     if scope is not None and not isinstance(scope, str):
         raise TypeError(f"scope must be a str or None, got {type(scope).__name__}")
-    with torch.profiler.record_function(scope) if scope is not None and torch.autograd._profiler_enabled() else nullcontext():
+    with torch.profiler.record_function(scope) if scope is not None and torch._C._autograd._profiler_enabled() else nullcontext():
         if torch.compiler.is_dynamo_compiling():  # it would break the graph in every step, and gain nothing
             execute: Any = torch.compiler.disable(executors.execute)  # type: ignore[no-untyped-call]
         else:

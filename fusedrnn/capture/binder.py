@@ -56,10 +56,12 @@ class Binder:
 
     Attributes:
         key: of the walk.
+        warm: what is kept with it, for whoever runs what it finds.
     """
 
     def __init__(self, found: Walk, *, owned: bool) -> None:
         self.key: Hashable = found.key
+        self.warm: tuple[Any, ...] = ()
         self._bind: Bind | None = None
         if found.unknown is None and found.impure is None:
             try:

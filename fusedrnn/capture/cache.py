@@ -127,11 +127,15 @@ def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program 
     return None
 
 
+def binders(call: Call) -> tuple[closure.Binder, ...]:
+    """What may find the tensors of a call."""
+    with _lock:
+        return _binders.get(_place(call), ())
+
+
 def _known_program(call: Call, begun: Start) -> tuple[Program | NotCapturable | None, list[torch.Tensor]]:
     """A program that one of the binders leads to, and the tensors; None where there is none, or a walk has to look."""
-    with _lock:
-        binders = tuple(_binders.get(_place(call), ()))
-    for binder in binders:
+    for binder in binders(call):
         tensors = binder(call.cell, call.loop_fn)
         if tensors is not None:
             return _found((binder.key, _signature(begun)), begun, tensors), tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from .. import contract, trees
 from ..contract import Call, Start
 from ..tensor_array import TensorArray
+from .ops import PYTHON
 from .program import Source, Target
 from .refusal import NotCapturable
 from .sizes import Fits
@@ -48,7 +50,10 @@ class _First(Capture):
         holds, _, _ = self.holds(fakes)
         if self.mode is not None and self.mode.met_stranger:
             raise NotCapturable("time 0 uses a tensor that was not found among what loop_fn closes over")
-        return First(module, used, tuple(self.targets), holds)
+        for node in module.graph.nodes:
+            node.target = PYTHON.get(node.target, node.target)  # without torch's dispatcher
+        module.recompile()
+        return First(module.forward, used, tuple(self.targets), holds)
 
     def fakes(self) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
@@ -59,8 +64,8 @@ class _First(Capture):
         return found
 
     def traced_outputs(self, mode: Tracing, by_kind: dict[str, dict[int, torch.Tensor]]) -> list[torch.Tensor]:
-        mode.who = "loop_fn"
-        result = mode.stood_in(contract.asked(self.call, torch.zeros((), dtype=torch.int32), None, None, None))
+        mode.who, mode.starts = "loop_fn", True
+        result = mode.stood_in(contract.asked(self.call, mode.clock, None, None, None))
         finished, inputs, state, _, loop_state = contract.unpacked(result, 0)
         begun = self.symbolic_start()
         outputs: list[torch.Tensor] = []
@@ -81,10 +86,8 @@ class _First(Capture):
                     raise NotCapturable(f"{kind}{trees.paths(port.structure)[place]} at time 0 is a TensorArray", None)
                 put(kind, place, leaf)
         if mode.past_end:
-            late = torch.zeros_like(flags)
-            for past in mode.past_end:
-                late = late | (past if past.shape == late.shape else past.any())
-            put("past", 0, late & ~flags)
+            pasts = [past if past.ndim == 0 or past.shape == flags.shape else past.any() for past in mode.past_end]
+            put("past", 0, functools.reduce(torch.bitwise_or, pasts) & ~flags)
         return outputs
 
     def clock_of(self, by_kind: dict[str, dict[int, Any]]) -> torch.Tensor:

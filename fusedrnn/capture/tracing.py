@@ -51,6 +51,7 @@ class Tracing(TorchFunctionMode):
         self.clock = clock
         self.stand_ins = stand_ins
         self.who = "the cell"
+        self.starts = False  # the time is 0
         self.reads: list[tuple[int, int]] = []  # identity of a closed-over tensor, and the dimension along which it is read
         self.past_end: list[torch.Tensor] = []  # bool, 0-d or [B]: which rows looked past an end
         self.conversion: str | None = None
@@ -130,6 +131,8 @@ class Tracing(TorchFunctionMode):
 
     def _element(self, x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
         """``x.select(dim, index)`` under the read rule, for a traced 0-d index."""
+        if self.starts and index is self.clock and x.shape[dim] > 0:
+            return x.select(dim, 0)
         self.looked_past(index >= x.shape[dim])
         self.reads += [(real, dim) for real, traced in self.stand_ins.items() if traced is x]
         return ops.read(x, index, dim)  # type: ignore[no-any-return]

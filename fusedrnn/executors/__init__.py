@@ -22,7 +22,7 @@ from ..errors import PlanError
 from ..frames import Frame
 from ..kernels.cpu import build
 from ..result import Result
-from . import native, reference, stepwise
+from . import native, reference, stepwise, warm
 from .native_call import Native
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
@@ -75,6 +75,10 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
         ValueError, PlanError: as `choose`; PlanError too where a named executor cannot run this loop.
     """
     backend = choose(backend)
+    if backend in ("auto", "native") and call.max_steps != 0:
+        known = warm.run(call)
+        if known is not None:
+            return known
     cache.refuse_nested()
     with frames.running() as frame, branches.taken(), _swapped(call):
         begun = contract.start(call, frame)
@@ -94,7 +98,7 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
             return _weighed(call, frame, begun, program, tensors, compile_now)
         try:
             if backend == "native":
-                return native.run(call, frame, begun, program, tensors)
+                return _native(call, frame, begun, program, tensors)
             return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
@@ -165,7 +169,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
     refused = native_refusal(call, begun, program, tensors)
     if refused is None and (now or worth_compiling(program)):
         try:
-            return native.run(call, frame, begun, program, tensors)
+            return _native(call, frame, begun, program, tensors)
         except NotCapturable as error:
             refused = error
     if refused is not None:
@@ -173,6 +177,12 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
     began = time.perf_counter()
     result = stepwise.run(call, frame, begun, program, tensors)
     program.plans["seconds step by step"] = program.plans.get("seconds step by step", 0.0) + time.perf_counter() - began
+    return result
+
+
+def _native(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    result = native.run(call, frame, begun, program, tensors)
+    warm.note(call, frame, begun, program, tensors)
     return result
 
 

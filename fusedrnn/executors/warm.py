@@ -1,0 +1,149 @@
+"""Loops that were run before. In: a call whose code is known; out: its loop bound to its tensors, with none of the user's Python run.
+
+Time 0 is captured too, so that what loop_fn returns there is computed from the closed-over tensors as the later steps are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .. import frames
+from ..capture import cache
+from ..capture.first import First, capture_first
+from ..capture.program import Program
+from ..contract import Call, Port, Start
+from ..frames import Frame
+from ..result import Result
+from . import native
+from .native_call import Bound, Native
+
+_WORTH_CAPTURING = 32  # native runs of one batch size, after which the next ones are likely to pay for capturing time 0
+_MOST = 8  # batch sizes of one binder
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A loop of one batch size whose time 0 is captured.
+
+    Attributes:
+        first: time 0.
+        begun: of the call that was prepared, without its leaves.
+        emit_port: of this batch size.
+        needs_grad: some closed-over tensor requires a gradient.
+        is_function: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
+        surroundings: of the call that was prepared.
+    """
+
+    first: First
+    begun: Start
+    program: Program
+    native: Native
+    emit_port: Port
+    needs_grad: bool
+    is_function: bool
+    surroundings: Hashable
+
+    @classmethod
+    def made(cls, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Native) -> Warm | None:
+        """None where time 0 cannot be captured."""
+        surroundings = _surroundings(begun.device)
+        first = None if surroundings is None else cache.unchanged_by(call, lambda closed_over: capture_first(call, begun, closed_over))
+        if first is None:
+            return None
+        leaves: dict[str, Any] = {
+            "inputs": [None] * len(begun.inputs), "state": [None] * len(begun.state),
+            "loop_state": None if begun.loop_state is None else [None] * len(begun.loop_state),
+        }  # fmt: skip
+        bare = replace(begun, finished=torch.zeros_like(begun.finished), **leaves)
+        draws = program.draws or any(source.kind == "seed" for source in first.sources)
+        return cls(
+            first, bare, program, compiled, program.emits(begun.batch), any(tensor.requires_grad for tensor in tensors),
+            not draws and not any(tensor.is_inference() for tensor in tensors), surroundings,
+        )  # fmt: skip
+
+    def may_run(self) -> bool:
+        """Whether it would do now what it did where it was prepared: a loop within a loop draws otherwise."""
+        if frames.current() is not None:
+            return False
+        return not (self.needs_grad and torch.is_grad_enabled()) and _surroundings(self.begun.device) == self.surroundings
+
+    def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether it holds for these closed-over tensors."""
+        batch = self.begun.batch
+        return self.first.fits(batch, tensors) and self.program.fits(batch, tensors)
+
+    def bound(self, call: Call, tensors: Sequence[torch.Tensor]) -> Bound | None:
+        """Time 0 with tensors that it fits; None where there is no step to take or a row reads past an end."""
+        begun, program = self.begun, self.program
+        frame = Frame(0)
+        trees: dict[str, list[Any]] = {
+            "finished": [None], "past": [None],
+            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []),
+        }  # fmt: skip
+        with torch.no_grad():
+            outputs = self.first.run(*[
+                tensors[source.place] if source.kind == "tensor"
+                else begun.finished if source.kind == "finished"
+                else torch.tensor(frame.seed, dtype=torch.int64)
+                for source in self.first.sources
+            ])  # fmt: skip
+        for target, output in zip(self.first.targets, outputs, strict=True):
+            trees[target.kind][target.place] = output
+        finished, past = trees["finished"][0], trees["past"][0]
+        if bool(finished.all()) or (past is not None and bool(past.any())):
+            return None
+        started = replace(
+            begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
+            loop_state=None if begun.loop_state is None else trees["loop_state"],
+        )  # fmt: skip
+        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+
+    def run(self, call: Call, bound: Bound) -> Result | None:
+        """The loop; None where it fails, which the slower way explains."""
+        ended = bound.run()
+        return None if ended is None else native.result(call, bound.begun, self.emit_port, ended)
+
+
+def run(call: Call) -> Result | None:
+    """Run a loop that is known; None where it is not."""
+    for binder in cache.binders(call):
+        if binder.warm:
+            tensors = binder(call.cell, call.loop_fn)
+            if tensors is not None:
+                for warm in binder.warm:
+                    if warm.fits(tensors):
+                        if not warm.may_run():
+                            return None
+                        bound = warm.bound(call, tensors)
+                        return None if bound is None else warm.run(call, bound)
+                return None
+    return None
+
+
+def note(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> None:
+    """A loop has run natively: after some times its time 0 is captured."""
+    if frame.lineage:
+        return
+    runs: Counter[int] = program.plans.setdefault("runs", Counter())
+    runs[begun.batch] += 1
+    if runs[begun.batch] != _WORTH_CAPTURING:
+        return
+    for binder in cache.binders(call):
+        if len(binder.warm) < _MOST and binder(call.cell, call.loop_fn) is not None:
+            warm = Warm.made(call, begun, program, tensors, native.compiled(program))
+            if warm is not None:
+                binder.warm = (*binder.warm, warm)
+            return
+
+
+def _surroundings(device: torch.device) -> Hashable | None:
+    """Torch's settings that time 0 and the program depend on; None where something wants to see every operator."""
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return None
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None, torch.get_default_dtype()
