@@ -1,7 +1,8 @@
 """Grapheme to phoneme on the CPU: fusedrnn against an eager loop, a packed nn.GRU, TensorFlow's raw_rnn and numpy.
 
 Every peer runs in turn with fusedrnn (A B A B ...) over the same words; a ratio is one pair's. Outputs are compared before anything is
-timed. All but the "unsorted" peer get the same batches, words sorted by length; times include spelling, padding and naming.
+timed. Where a row does not say "unsorted", batches are of words sorted by length, for fusedrnn and peer alike; in an unsorted row both
+get the words in their order. Times include spelling, padding and naming.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import random
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 
 from fusedrnn.models import G2P, g2p_checkpoint, g2p_eager, g2p_numpy
-from fusedrnn.models.g2p import spelled
+from fusedrnn.models.g2p import Spelling, spelled
 
 from .measure import compared
 
@@ -46,14 +48,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     few, single = words[: args.numpy_words], words[: args.single_words]
     batch, backend = args.batch_size, args.backend
 
-    def ours(some: list[str] = words, size: int = batch) -> Phonemes:
-        found: Phonemes = model(some, batch_size=size, backend=backend)
+    def ours(some: list[str] = words, size: int = batch, by_length: bool = True) -> Phonemes:
+        found: Phonemes = model(some, batch_size=size, by_length=by_length, backend=backend)
         return found
+
+    def unsorted() -> Phonemes:
+        return ours(by_length=False)
 
     peers: dict[str, tuple[list[str], Callable[[], Any], Callable[[], Any]]] = {
         "fusedrnn itself": (words, ours, ours),  # what two runs of one thing differ by on this machine
         "eager loop": (words, ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch)),
-        "eager loop, unsorted": (words, ours, lambda: g2p_eager.phonemes(model, words, batch_size=batch, by_length=False)),
+        "eager loop, unsorted": (words, unsorted, lambda: g2p_eager.phonemes(model, words, batch_size=batch, by_length=False)),
         "packed nn.GRU, eager decode": (words, ours, lambda: packed.phonemes(words, batch)),
         "reference": (words, ours, lambda: model(words, batch_size=batch, backend="reference")),
         "numpy, word by word": (few, lambda: ours(few), lambda: [g2p_numpy.decode(arrays, word) for word in few]),
@@ -63,10 +68,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if mine() != theirs():
             raise ValueError(f"{name}: other phonemes than fusedrnn")
     if args.tensorflow:
-        other = TensorFlow(args.tensorflow, arrays, words, batch)
-        if other.phonemes() != ours():
-            raise ValueError("TensorFlow: other phonemes than fusedrnn")
-        peers[f"TensorFlow {other.version} raw_rnn"] = (words, ours, other.run)
+        for mine in (ours, unsorted):
+            other = TensorFlow(args.tensorflow, arrays, words, batch, by_length=mine is ours)
+            if other.phonemes() != mine():
+                raise ValueError("TensorFlow: other phonemes than fusedrnn")
+            peers[f"TF {other.version} raw_rnn{'' if mine is ours else ', unsorted'}"] = (words, mine, other.run)
     else:
         print("TensorFlow's raw_rnn is left out: --tensorflow PYTHON names a Python that has tensorflow and tf-keras")
 
@@ -83,9 +89,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 class TensorFlow:
     """TensorFlow's raw_rnn in a process of its own, which waits while others run."""
 
-    def __init__(self, python: str, arrays: dict[str, Any], words: list[str], batch_size: int) -> None:
-        self._spellings = list(spelled(words, batch_size))
-        self._words = words
+    def __init__(self, python: str, arrays: dict[str, Any], words: list[str], batch_size: int, *, by_length: bool) -> None:
+        self._words, self._batch_size, self._by_length = words, batch_size, by_length
+        self._spellings = self._spelled()
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder) / "weights.npz"
             np.savez(weights, **arrays)
@@ -98,6 +104,9 @@ class TensorFlow:
             }))  # fmt: skip
             first = self._ask()
         self._tokens, self.version = first["tokens"], first["version"]
+
+    def _spelled(self) -> list[Spelling]:
+        return list(spelled(self._words, self._batch_size, by_length=self._by_length))
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -113,8 +122,12 @@ class TensorFlow:
         return told
 
     def run(self) -> float:
-        """Decode all words; the seconds that it took."""
-        return float(self._ask()["seconds"])
+        """Decode all words; the seconds that it took there, and here to spell and to name them."""
+        seconds = float(self._ask()["seconds"])
+        began = time.perf_counter()
+        self._spelled()
+        self.phonemes()
+        return seconds + time.perf_counter() - began
 
     def phonemes(self) -> Phonemes:
         """What the first run decoded."""

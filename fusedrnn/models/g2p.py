@@ -80,12 +80,15 @@ class G2P(nn.Module):
         model.load_state_dict({ours: torch.from_numpy(arrays[theirs]) for ours, theirs in _CHECKPOINT_NAMES.items()})
         return model
 
-    def forward(self, words: Iterable[str], *, batch_size: int = 256, backend: str = "auto") -> list[list[str]]:
+    def forward(
+        self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto"
+    ) -> list[list[str]]:
         """The phonemes of words, in their order.
 
         Args:
             words: a list of str; an empty str is a word without letters.
             batch_size: the most words to decode at once.
+            by_length: batches of words of like length; otherwise of words in their order.
             backend: as in `raw_rnn`.
 
         Raises:
@@ -95,13 +98,15 @@ class G2P(nn.Module):
         """
         listed = _listed(words)
         found: list[list[str]] = [[] for _ in listed]
-        for batch in self.batches(listed, batch_size=batch_size, backend=backend):
+        for batch in self.batches(listed, batch_size=batch_size, by_length=by_length, backend=backend):
             for row, phonemes in zip(batch.rows, batch.phonemes, strict=True):
                 found[row] = phonemes
         return found
 
-    def batches(self, words: Iterable[str], *, batch_size: int = 256, backend: str = "auto") -> Iterator[Batch]:
-        """As calling the model, batch by batch as they are done, shortest words first: for progress, statistics and streaming.
+    def batches(
+        self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto"
+    ) -> Iterator[Batch]:
+        """As calling the model, batch by batch as they are done, by default shortest words first: for progress, statistics and streaming.
 
         Arguments and errors are those of `forward`; errors about arguments are raised at once, not at the first batch.
         """
@@ -111,7 +116,7 @@ class G2P(nn.Module):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         executors.choose(backend)
-        return (self._decoded(spelling, backend) for spelling in spelled(listed, batch_size))
+        return (self._decoded(spelling, backend) for spelling in spelled(listed, batch_size, by_length=by_length))
 
     @torch.no_grad()
     def _decoded(self, spelling: Spelling, backend: str) -> Batch:
