@@ -23,8 +23,7 @@ from .result import Result
 class _Kept:
     """The tensors of the last call as they were then, and the loop bound to them."""
 
-    versions: list[tuple[int, int]]
-    shapes: list[torch.Size]
+    versions: list[Any]
     tensors: list[torch.Tensor]  # held, so that no other tensor gets their addresses
     bound: Bound
 
@@ -113,9 +112,12 @@ class Loop:
             self._ready = None  # something else than a tensor has changed
         if tensors is None or not warm.may_run():
             return None
-        versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors] if warm.is_function else None
+        versions: list[Any] | None = None
+        if warm.is_function:
+            versions = [(tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()) for tensor in tensors]
+            versions.append(torch.get_num_threads())
         kept = ready.kept
-        if kept is not None and kept.versions == versions and kept.shapes == [tensor.shape for tensor in tensors]:
+        if kept is not None and kept.versions == versions:
             return warm.run(self._call, kept.bound)
         if not warm.fits(tensors):
             self._ready = None
@@ -124,7 +126,7 @@ class Loop:
         if bound is None:
             return None
         if versions is not None:
-            ready.kept = _Kept(versions, [tensor.shape for tensor in tensors], tensors, bound)
+            ready.kept = _Kept(versions, tensors, bound)
         return warm.run(self._call, bound)
 
 

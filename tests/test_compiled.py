@@ -53,6 +53,10 @@ def test_every_call_looks_at_its_tensors_anew():
     s.check()
     s.lengths = torch.tensor([1, 6, 6, 3])
     s.check()
+    s.h = torch.randn(8, 8)[:B, :H]  # another view of one memory
+    s.check()
+    s.h = s.h._base.T[:B, :H]
+    s.check()
     s.cell.weight_hh.mul_(0.3)
     s.check()
     s.cell.load_state_dict(nn.GRUCell(D, H).state_dict())

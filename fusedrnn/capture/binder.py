@@ -13,6 +13,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from enum import Enum
+from operator import is_
 from types import (
     BuiltinFunctionType,
     BuiltinMethodType,
@@ -92,7 +93,7 @@ class _Source:
         self.objects: dict[str, Any] = {
             "same": same, "same_items": same_items, "same_tuple": _same_tuple, "dict_of": _dict_of, "is_empty": _is_empty,
             "no_slot": _no_slot, "array_digest": array_digest, "Quiet": torch._C.DisableTorchFunction, "type": type, "len": len,
-            "list": list, "id": id, "set": set, "map": map, "stack": torch._C._functorch.peek_interpreter_stack, "missing": _MISSING,
+            "list": list, "id": id, "all": all, "is_": is_, "set": set, "map": map, "stack": torch._C._functorch.peek_interpreter_stack, "missing": _MISSING,
             "get": dict.get,  # [] of a defaultdict would make an entry
         }  # fmt: skip
         self.names: dict[int, str] = {}  # of constants, by identity
@@ -260,9 +261,9 @@ class _Source:
             held = found if type(value) is base else f"list({self.constant(base)}.__iter__({found}))"
             if what == "values":
                 held = f"{self.constant(base)}.values({found})"
-            self.refuse(f"not same_items({held}, {self.held(expected)})")
+            self.items(held, expected)
         elif what == "hooks":
-            self.refuse(f"not same_items({found}.values(), {self.held(expected)})" if expected else found)
+            self.items(f"{found}.values()", expected)
         elif what == "type":
             self.refuse(f"type({found}) is not {self.object(expected)}")
         elif what == "dict":
@@ -290,6 +291,14 @@ class _Source:
             self.refuse(f"array_digest({found}) != {self.constant(expected)}")
         else:
             raise AssertionError(what)
+
+    def items(self, held: str, expected: tuple[Any, ...]) -> None:
+        """Items, in their order. Nearly always they are the very same objects."""
+        if not expected:
+            self.refuse(f"len({held})")
+        else:
+            known = self.held(expected)
+            self.refuse(f"(len({held}) != {len(expected)} or not all(map(is_, {held}, {known}))) and not same_items({held}, {known})")
 
     def held(self, values: tuple[Any, ...]) -> str:
         """Items that are compared one by one."""
