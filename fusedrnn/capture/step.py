@@ -10,11 +10,12 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
+from torch._guards import GuardSource
+from torch._guards import Source as TorchSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from .. import contract, frames, rows, trees
 from ..contract import Call, Leaf, Port, Start
@@ -120,9 +121,9 @@ class Capture:
     def _size(self, size: int) -> Any:
         """A size as a symbol of its own, or itself where torch fixes it (0 and 1)."""
         self.symbols += 1
-        context: Any = StatelessSymbolicContext([DimDynamic.DYNAMIC])
-        source = ConstantSource(f"size{self.symbols}")
-        return self.fake_mode.from_tensor(torch.empty(size, dtype=torch.int8), symbolic_context=context, source=source).shape[0]
+        source: Any = _Named(f"size{self.symbols}")
+        symbol = self.shape_env.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC)
+        return self.shape_env.create_symintnode(symbol, hint=size, source=source)
 
     def fakes(self) -> list[torch.Tensor]:
         """A tensor without data for each source, which it notes."""
@@ -340,3 +341,21 @@ def _fresh_meta() -> Iterator[None]:
     finally:
         node_meta.current_meta.clear()
         node_meta.current_meta.update(saved)
+
+
+class _Named(TorchSource):
+    """What a size comes from, in torch's messages. Torch's own classes for it would import its compiler, which takes a second."""
+
+    guard_source = GuardSource.CONSTANT
+
+    def __init__(self, text: str) -> None:
+        self.__dict__["name"] = _Text(text)
+
+
+class _Text(str):
+    """The name of a source: a property of it or, in older releases of torch, a method."""
+
+    __slots__ = ()
+
+    def __call__(self) -> str:
+        return self
