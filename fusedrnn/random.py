@@ -23,20 +23,23 @@ _LOW = 0xFFFFFFFF
 _NO_TIME = _LOW  # the time of draws that are the same at every step: no loop gets there
 
 
-def philox(key: torch.Tensor, c0: torch.Tensor, c1: int, c2: int, c3: int) -> torch.Tensor:
+def philox(key: torch.Tensor, c0: torch.Tensor, c1: int | torch.Tensor, c2: int, c3: int) -> torch.Tensor:
     """The first word of Philox4x32-10.
 
     Args:
         key: int64, the 64-bit key; broadcasts with ``c0``.
         c0: int64 in [0, 2^32), the first counter word.
-        c1, c2, c3: the other counter words, in [0, 2^32).
+        c1, c2, c3: the other counter words, in [0, 2^32); c1 also as a 0-d int64 tensor on key's device.
 
     Returns:
         int64 in [0, 2^32), of the broadcast shape.
     """
     k0, k1 = key & _LOW, (key >> 32) & _LOW
     x0 = c0 + torch.zeros_like(key)
-    x1, x2, x3 = (torch.full((), word & _LOW, dtype=torch.int64, device=key.device) for word in (c1, c2, c3))
+    x1, x2, x3 = (
+        word & _LOW if isinstance(word, torch.Tensor) else torch.full((), word & _LOW, dtype=torch.int64, device=key.device)
+        for word in (c1, c2, c3)
+    )
     for _ in range(_ROUNDS):
         # int64 products wrap modulo 2^64, so both 32-bit halves come out right.
         p0, p1 = x0 * _M0, x2 * _M1

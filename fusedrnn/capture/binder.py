@@ -93,7 +93,8 @@ class _Source:
         self.objects: dict[str, Any] = {
             "same": same, "same_items": same_items, "same_tuple": _same_tuple, "dict_of": _dict_of, "is_empty": _is_empty,
             "no_slot": _no_slot, "array_digest": array_digest, "Quiet": torch._C.DisableTorchFunction, "type": type, "len": len,
-            "list": list, "id": id, "all": all, "is_": is_, "set": set, "map": map, "stack": torch._C._functorch.peek_interpreter_stack, "missing": _MISSING,
+            "list": list, "id": id, "all": all, "is_": is_, "set": set, "map": map, "missing": _MISSING,
+            "stack": torch._C._functorch.peek_interpreter_stack,
             "get": dict.get,  # [] of a defaultdict would make an entry
         }  # fmt: skip
         self.names: dict[int, str] = {}  # of constants, by identity

@@ -13,14 +13,26 @@ from .. import contract
 from ..capture import ops
 from ..capture.program import Program
 from ..contract import Call, Start
+from ..fallback import log
 from ..frames import Frame
 from ..result import Result
-from . import reference
+from . import graphed, reference
 from .outcome import outcome
 
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
-    """Run the captured step until all rows are finished. On the CPU the finished flags are looked at after every step."""
+    """Run the captured step until all rows are finished. On the CPU the finished flags are looked at after every step; on a GPU the step is
+    a CUDA graph where that is possible, and the log says at level DEBUG where it is not."""
+    device = graphed.device_for(begun.device)
+    if device is not None:
+        try:
+            ended = graphed.run(device, call, frame, begun, program, tensors)
+        except graphed.Ungraphed as unfit:
+            log.debug("a loop runs without a CUDA graph: %s", unfit)
+        else:
+            if ended is None:
+                return reference.explain_fault(call, frame, begun, "stepwise")
+            return _of_graph(call, begun, program, ended)
     taken = steps(call, frame, begun, program, tensors)
     if taken is None:
         return reference.explain_fault(call, frame, begun, "stepwise")
@@ -34,6 +46,17 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     return outcome(
         call, begun, program.emits(begun.batch), emits, lengths if emits else None, taken.trees["finished"][0], taken.trees["state"],
         None if begun.loop_state is None else taken.trees["loop_state"], "stepwise",
+    )  # fmt: skip
+
+
+def _of_graph(call: Call, begun: Start, program: Program, ended: graphed.End) -> Result:
+    @cache
+    def lengths() -> torch.Tensor:
+        return ended.history.logical_not().sum(0, dtype=torch.int32)
+
+    return outcome(
+        call, begun, program.emits(begun.batch), ended.emits.__getitem__, lengths, ended.finished, ended.state,
+        None if begun.loop_state is None else ended.loop_state, "stepwise",
     )  # fmt: skip
 
 

@@ -80,9 +80,7 @@ class G2P(nn.Module):
         model.load_state_dict({ours: torch.from_numpy(arrays[theirs]) for ours, theirs in _CHECKPOINT_NAMES.items()})
         return model
 
-    def forward(
-        self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto"
-    ) -> list[list[str]]:
+    def forward(self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto") -> list[list[str]]:
         """The phonemes of words, in their order.
 
         Args:
@@ -103,9 +101,7 @@ class G2P(nn.Module):
                 found[row] = phonemes
         return found
 
-    def batches(
-        self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto"
-    ) -> Iterator[Batch]:
+    def batches(self, words: Iterable[str], *, batch_size: int = 256, by_length: bool = True, backend: str = "auto") -> Iterator[Batch]:
         """As calling the model, batch by batch as they are done, by default shortest words first: for progress, statistics and streaming.
 
         Arguments and errors are those of `forward`; errors about arguments are raised at once, not at the first batch.
