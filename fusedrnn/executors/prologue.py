@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..capture.program import Source
 
@@ -20,6 +22,23 @@ def version(tensor: torch.Tensor) -> Version | None:
     return None if tensor.is_inference() else (tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride())
 
 
+class _Kept:
+    """What was made of some tensors, good while their memory lives and has not changed: freed memory may become another tensor's."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], made: list[torch.Tensor]) -> None:
+        self._versions = [version(tensor) for tensor in tensors]
+        self._memory = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
+        self.made = made
+
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the same tensors, unchanged."""
+        versions = [version(tensor) for tensor in tensors]
+        return versions == self._versions and None not in versions and not self.expired()
+
+    def expired(self) -> bool:
+        return any(memory.expired() for memory in self._memory)  # type: ignore[no-untyped-call]
+
+
 @dataclass
 class _Part:
     """Nodes that are computed together.
@@ -28,14 +47,14 @@ class _Part:
         inputs: what the function takes: closed-over tensors (by place), other sources and nodes that are kept.
         function: makes the nodes' tensors.
         needs: the closed-over tensors that they are made of; None where they are made of something else too.
-        kept: versions of those, and what was made then.
+        kept: versions of those, their memory, and what was made then.
     """
 
     nodes: list[Node]
     inputs: list[Source | Node]
     function: Callable[..., Sequence[torch.Tensor]]
     needs: tuple[int, ...] | None
-    kept: tuple[tuple[Version | None, ...], list[torch.Tensor]] | None = None
+    kept: _Kept | None = None
 
 
 class Prologue:
@@ -76,6 +95,15 @@ class Prologue:
                 by_needs.setdefault(needs, []).append(node)
         self._fixed = [self._part(nodes, needs, set()) for needs, nodes in by_needs.items()]
         self._varying = self._part(varying, None, set(stays)) if varying else None
+        for other in tuple(_prologues):
+            other.forget()
+        _prologues.add(self)
+
+    def forget(self) -> None:
+        """Drop what was made of tensors that are gone."""
+        for part in self._fixed:
+            if part.kept is not None and part.kept.expired():
+                part.kept = None
 
     def tensors(self, tensors: Sequence[torch.Tensor], given: Mapping[Source, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
         """The tensors by their names in the loop, those of `direct` aside.
@@ -88,13 +116,11 @@ class Prologue:
         known: dict[Node, torch.Tensor] = {}
         for part in self._fixed:
             assert part.needs is not None
-            versions = tuple([version(tensors[place]) for place in part.needs])
-            if part.kept is None or part.kept[0] != versions or None in versions:
-                made = self._made(part, tensors, given, {})
-                part.kept = versions, made
-            else:
-                made = part.kept[1]
-            self._name(part, made, found, known)
+            needed = [tensors[place] for place in part.needs]
+            kept = part.kept  # another thread may replace it
+            if kept is None or not kept.holds(needed):
+                kept = part.kept = _Kept(needed, self._made(part, tensors, given, {}))
+            self._name(part, kept.made, found, known)
         if self._varying is not None:
             self._name(self._varying, self._made(self._varying, tensors, given, known), found, known)
         return found
@@ -155,6 +181,9 @@ class Prologue:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in nodes))
         return _Part(nodes, inputs, GraphModule(self._module, graph).forward, needs)
+
+
+_prologues: weakref.WeakSet[Prologue] = weakref.WeakSet()
 
 
 def _ancestors(nodes: Sequence[Node], ends: Callable[[Node], bool]) -> set[Node]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 from fusedrnn import GRUCell, LSTMCell, dynamic_rnn, feedback, raw_rnn
+from fusedrnn.executors.prologue import _prologues
 
 WIDTH, HIDDEN = 5, 16
 
@@ -389,3 +392,39 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert int(told[0][0]) >= 1
     assert int(told[1][0]) == 0
     assert told[0][1] == told[1][1]
+
+
+def test_memory_that_is_used_again(cell):
+    """What is made of an input before the loop must not be taken for another input's that got its memory."""
+    lengths = torch.tensor([5, 3, 5])
+
+    def loop_of(x):
+        def loop_fn(time, output, state, carried):
+            return time >= lengths, (x * 2).cumsum(0)[time], cell.zero_state(3) if state is None else state, output, None
+
+        return loop_fn
+
+    addresses = set()
+    for seed in range(12):
+        x = torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(seed))
+        addresses.add(x.data_ptr())
+        found, expected = (raw_rnn(cell, loop_of(x), backend=backend) for backend in ("native", "reference"))
+        close([found.emit_ta.stack(), found.final_state], [expected.emit_ta.stack(), expected.final_state])
+        del x, found, expected
+    assert len(addresses) < 12  # else this has tested nothing
+
+
+def test_nothing_made_of_a_dead_model_stays():
+    model = GRUCell(WIDTH, HIDDEN)
+    loop = Loop(4, 5)
+    loop.run(model, "native")
+    kept = [part.kept for prologue in _prologues for part in prologue._fixed if part.kept is not None and not part.kept.expired()]
+    assert kept
+    weight = weakref.ref(next(model.parameters()))
+    del model
+    gc.collect()
+    assert weight() is None
+    loop.run(GRUCell(WIDTH, HIDDEN + 1), "native")  # compiling the next one sweeps
+    assert not any(
+        part.kept in kept for prologue in _prologues for part in prologue._fixed if part.kept is not None and part.kept.expired()
+    )
