@@ -1,11 +1,13 @@
 """Runs a kernel on a CPU. In: an interpreted kernel, CPU tensors; out: the tensors as a device would leave them, barriers included.
 
-One forked process a program of a group, over shared memory; group after group, because groups never synchronise. A group of one
-program waits for nobody and runs in the calling process, on the tensors themselves.
+One forked process a column of programs, over shared memory: group after group, because groups never synchronise. A program that is alone
+in its group waits for nobody and runs in the calling process, on the tensors themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import random
 import select
@@ -49,7 +51,7 @@ def run(
         outputs: the tensors among the arguments that are to hold what the kernel wrote; others may or may not.
         delay: where positive, programs chosen by ``seed`` sleep up to this many seconds at atomics, to shake out races.
         kill: a program (column, group) that ends at its first arrival at a barrier, without arriving.
-        timeout: seconds for one group; a group of one program has no limit.
+        timeout: seconds; groups of one program have no limit.
 
     Raises:
         RuntimeError: Triton does not interpret here, or a program failed: its traceback is in the message.
@@ -74,50 +76,51 @@ def run(
         }
         ranges = Ranges((tensor.data_ptr(), tensor.data_ptr() + extent(tensor), name) for name, tensor in used.items())
         with interpreter.patched(kernel, grid, ranges) as builder:
-            for group in range(grid[1]):
 
-                def program(column: int, group: int = group) -> None:
-                    builder.set_grid_idx(column, group, 0)
-                    kernel.rewrite()(**ready, **constants)
+            def program(place: tuple[int, int]) -> None:
+                builder.set_grid_idx(*place, 0)
+                kernel.rewrite()(**ready, **constants)
 
-                if alone:
-                    _here(program, kernel.__name__, group)
-                    continue
-                places = [(column, group) for column in range(grid[0])]
-                _fork(
-                    [_Child(place, os.getpid(), delay, seed, place == kill, len(places)) for place in places],
-                    builder,
-                    program,
-                    kernel.__name__,
-                    time.monotonic() + timeout,
-                )
+            if alone:
+                for group in range(grid[1]):
+                    _here(program, (0, group), kernel.__name__)
+            else:
+                columns = [_Column(column, grid, os.getpid(), delay, seed, kill) for column in range(grid[0])]
+                _fork(columns, builder, program, kernel.__name__, time.monotonic() + timeout)
         if not alone:
             for name in outputs:
                 tensors[name].copy_(used[name])
 
 
-def _here(program: Callable[[int], None], name: str, group: int) -> None:
+def _here(program: Callable[[tuple[int, int]], None], place: tuple[int, int], name: str) -> None:
     try:
-        program(0)
+        program(place)
     except Exception as error:
-        raise RuntimeError(f"{name}, program (0, {group}): {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{name}, program {place}: {type(error).__name__}: {error}") from error
 
 
 class _Killed(BaseException):
     """Ends a program at its first arrival."""
 
 
-class _Child(interpreter.Program):
-    """A program in a process of its own, and its manners at atomics."""
+class _Column(interpreter.Program):
+    """The programs of one column, in a process of their own, and their manners at atomics."""
 
-    def __init__(self, place: tuple[int, int], parent: int, delay: float, seed: int, killed: bool, programs: int) -> None:
-        self.place, self._parent, self._delay, self._killed = place, parent, delay, killed
-        self._random = random.Random(hash((seed, *place)))
-        self._slow = delay > 0 and self._random.random() < max(0.4, 1.0 / programs)
+    def __init__(self, column: int, grid: tuple[int, int], parent: int, delay: float, seed: int, kill: tuple[int, int] | None) -> None:
+        self._parent, self._delay, self._kill = parent, delay, kill
+        self.places = [(column, group) for group in range(grid[1])]
+        self.place = self.places[0]
+        self._random = random.Random(f"{seed} {column}")
+        self._chance = max(0.4, 1.0 / grid[0])
+        self._slow = False
         self._polls = 0
 
+    def starts(self, place: tuple[int, int]) -> None:
+        self.place = place
+        self._slow = self._delay > 0 and self._random.random() < self._chance
+
     def arrives(self) -> None:
-        if self._killed:
+        if self.place == self._kill:
             raise _Killed
         self._perhaps_sleep(0.5)
 
@@ -141,40 +144,43 @@ class _Child(interpreter.Program):
             time.sleep(self._random.uniform(0, self._delay))
 
 
-def _fork(children: list[_Child], builder: interpreter.Builder, program: Callable[[int], None], name: str, deadline: float) -> None:
-    """Runs the children, each in a process of its own; returns when all have ended well."""
+def _fork(
+    columns: list[_Column], builder: interpreter.Builder, program: Callable[[tuple[int, int]], None], name: str, deadline: float
+) -> None:
+    """Runs each column in a process of its own; returns when all have ended well."""
     _flush()
-    running: dict[int, tuple[int, _Child]] = {}  # by the pipe on which the child tells what went wrong; it closes when the child ends
+    running: dict[int, tuple[int, _Column]] = {}  # by the pipe on which a child tells what went wrong; it closes when the child ends
     told: dict[int, bytes] = {}
     poll = select.poll()
     try:
-        for child in children:
+        for column in columns:
             read, write = os.pipe()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child touches nothing that they may hold
                 process = os.fork()
             if process == 0:
-                _child(child, builder, program, write)
+                _child(column, builder, program, write)
             os.close(write)
-            running[read] = process, child
+            running[read] = process, column
             told[read] = b""
             poll.register(read, select.POLLIN)
         while running:
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
-                places = sorted(child.place for _, child in running.values())
-                raise TimeoutError(f"{name}: no end in the time given: programs {places} still ran")
+                late = sorted(column.places[0][0] for _, column in running.values())
+                raise TimeoutError(f"{name}: programs of columns {late} still ran at the end of the time given")
             for read, _ in ready:
                 if text := os.read(read, 1 << 16):
                     told[read] += text
                     continue
                 poll.unregister(read)
                 os.close(read)
-                process, child = running.pop(read)
+                process, column = running.pop(read)
                 status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
                 if status:
-                    how = told[read].decode(errors="replace") or (f"ended by signal {-status}" if status < 0 else f"exit status {status}")
-                    raise RuntimeError(f"{name}, program {child.place} failed:\n{how}")
+                    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+                    how = told[read].decode(errors="replace") or f" of column {column.places[0][0]} {how}"
+                    raise RuntimeError(f"{name}, program{how}")
     finally:
         for process, _ in running.values():
             os.kill(process, signal.SIGKILL)
@@ -183,21 +189,23 @@ def _fork(children: list[_Child], builder: interpreter.Builder, program: Callabl
             os.close(read)
 
 
-def _child(child: _Child, builder: interpreter.Builder, program: Callable[[int], None], write: int) -> NoReturn:
+def _child(column: _Column, builder: interpreter.Builder, program: Callable[[tuple[int, int]], None], write: int) -> NoReturn:
     status = 1
     try:
+        gc.disable()  # what the parent left to collect is the parent's
         torch.set_num_threads(1)  # the threads of the parent's pools are not here
         np.seterr(all="ignore")
-        builder.program = child
-        program(child.place[0])
-        status = 0
-    except _Killed:
+        builder.program = column
+        for place in column.places:
+            column.starts(place)
+            with contextlib.suppress(_Killed):
+                program(place)
         status = 0
     except BaseException:
-        os.write(write, traceback.format_exc()[-30000:].encode())
+        os.write(write, f" {column.place} failed:\n{traceback.format_exc()[-30000:]}".encode())
     finally:
         _flush()
-        os._exit(status)  # nothing of the parent's is cleaned up: it is the parent's
+        os._exit(status)  # nothing of the parent's is cleaned up
 
 
 def _flush() -> None:

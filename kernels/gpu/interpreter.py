@@ -8,6 +8,7 @@ rounds to nearest even, multiplies tf32 as tensor cores do, and refuses addresse
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import types
 import warnings
@@ -170,14 +171,31 @@ def prepare(kernel: Any) -> None:
             waiting += [module[name] for name in names if isinstance(module.get(name), interpreter.InterpretedFunction)]
 
 
+_patches: list[tuple[object, str, object]] = []
+
+
+def _patch(kernel: Any) -> Any:
+    """Triton's own patches of its language. It looks for what to patch each time, which takes longer than a small kernel."""
+    if not _patches:
+        scope = interpreter._patch_lang(kernel.fn)
+        _patches.extend((owner, name, inspect.getattr_static(owner, name)) for owner, name, _ in scope._changes)
+        return scope
+    scope = interpreter._LangPatchScope()
+    for owner, name, value in _patches:
+        scope.set_attr(owner, name, value)
+    return scope
+
+
 @contextlib.contextmanager
 def patched(kernel: Any, grid: tuple[int, int], ranges: Ranges) -> Iterator[Builder]:
     """Triton's language stands for the corrected interpreter within, and for itself again after."""
     builder = interpreter.interpreter_builder
     plain, call = type(builder), interpreter.InterpretedFunction.__call__
-    scope = interpreter._patch_lang(kernel.fn)
+    options = builder.options
+    scope = _patch(kernel)
     try:
         builder.__class__ = Builder
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)  # integers wrap around, as on the device
         builder.ranges, builder.program = ranges, Program()
         builder.set_grid_dim(*grid, 1)
         interpreter.InterpretedFunction.__call__ = _call  # Triton's own patches the language again in every call
@@ -186,9 +204,8 @@ def patched(kernel: Any, grid: tuple[int, int], ranges: Ranges) -> Iterator[Buil
             yield builder
     finally:
         interpreter.InterpretedFunction.__call__ = call
-        builder.__class__ = plain
-        if scope is not None:
-            scope.restore()
+        builder.__class__, builder.options = plain, options
+        scope.restore()
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
