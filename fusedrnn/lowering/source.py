@@ -8,22 +8,20 @@ thread has rows of its own, and rows leave when they finish; otherwise one group
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from ..capture.program import INVARIANT, Program, Source, Target
-from ..optimise.canonicalise import canonicalise
+from ..capture.program import Program, Source, Target
 from ..optimise.graph import value
-from ..optimise.hoist import Moved, hoist
+from ..optimise.hoist import Moved
 from ..optimise.locality import Locality, Mixes, shape
-from ..optimise.simplify import assume_none_finished, simplify
-from ..optimise.sink import Sunk, sink
-from .decompose import decomposed
+from ..optimise.sink import Sunk
 from .operators import size_text
 from .phases import Buffer, Phases, write_phases
+from .pipeline import optimised
 from .pointwise import C_TYPES, wide
 from .stages import Stages, stages
 from .values import count
@@ -92,76 +90,13 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     Raises:
         Unlowered: an operator has no rule.
     """
-    program, moved = hoist(program)  # its plans are those of the program as it was captured
-    graph = _copy(program.module.graph)
-    simplify(graph)
-    module = decomposed(graph, program.module, program.sources)
-    placeholders = {node for node, source in zip(_placeholders(module.graph), program.sources, strict=True) if source.kind in INVARIANT}
-    canonicalise(module.graph, placeholders)
-    locality, mixes = _locality(program, module.graph, batch)
-    retires = locality is not None and _may_retire(program, module.graph, locality)
-    if retires:
-        _drop_masks(program, module.graph)
-        locality, mixes = _locality(program, module.graph, batch)
-    sunk = Sunk()
-    if retires and locality is not None:
-        targets, sunk = sink(program, module, locality)
-        program = replace(program, targets=tuple(targets))
-        locality, mixes = _locality(program, module.graph, batch)
-    if batch == 1:  # the loop ends with its only row: no step sees it finished
-        _drop_masks(program, module.graph)
-    assert locality is not None or not retires
+    made = optimised(program, batch)  # its plans are those of the program as it was captured
+    program, module, locality = made.program, made.module, made.locality
     found = stages(program, module.graph, lambda node: locality is None or locality.of(node) is not None)
-    moved.hoisted += [f"a product [{', '.join(map(str, shape(product.weight)))}] of inputs" for product in found.products if product.ahead]
+    weights = [product.weight for product in found.products if product.ahead]
+    made.moved.hoisted += [f"a product [{', '.join(map(str, shape(weight)))}] of inputs" for weight in weights]
     phases = write_phases(program, module.graph, found, locality)
-    return _Text(program, module, found, phases, locality, mixes, retires, moved, sunk).source()
-
-
-def _placeholders(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
-def _copy(graph: Graph) -> Graph:
-    new = Graph()
-    copies: dict[Node, Node] = {}
-    for node in graph.nodes:
-        copies[node] = new.node_copy(node, copies.__getitem__)
-    return new
-
-
-def _outputs(graph: Graph) -> list[Any]:
-    return list(next(node for node in reversed(graph.nodes) if node.op == "output").args[0])
-
-
-def _locality(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None, Mixes | None]:
-    """Where the rows are, or what mixes them; neither for a batch of fixed size, which is taken as one row."""
-    if batch.is_Integer:
-        return None, None
-    try:
-        found = Locality(program, graph, batch)
-        for target, node in zip(program.targets, _outputs(graph), strict=True):
-            rows = found.of(node)
-            by_rows = target.kind in ("finished", "inputs", "state", "emit", "stored", "past") and bool(shape(node))
-            if (by_rows and rows is None) or (rows is not None and (rows.dim != 0 or rows.inner != 1)):
-                raise Mixes(node, f"makes a {target.kind} whose first dimension is not the batch")
-    except Mixes as mixes:
-        return None, mixes
-    return found, None
-
-
-def _may_retire(program: Program, graph: Graph, locality: Locality) -> bool:
-    """Whether nothing can be seen of what a finished row would do: no array is written, and loop_state holds nothing of rows."""
-    pairs = zip(program.targets, _outputs(graph), strict=True)
-    return not program.writes and all(target.kind != "loop_state" or locality.of(node) is None for target, node in pairs)
-
-
-def _drop_masks(program: Program, graph: Graph) -> None:
-    """A row that is finished is not run: what protects it from the step goes."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, source in zip(placeholders, program.sources, strict=True):
-        if source.kind == "finished":
-            assume_none_finished(graph, node)
-    simplify(graph)
+    return _Text(program, module, found, phases, locality, made.mixes, made.retires, made.moved, made.sunk).source()
 
 
 class _Text:

@@ -6,6 +6,7 @@ The canonical product is ``mm(x, w)`` of the rows x ``[M, K]`` and a matrix w ``
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from functools import partial
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -16,36 +17,40 @@ from .shapes import VIEWS, Rule, argument, flattened, rewrite, same, shape, size
 from .simplify import simplify
 
 
-def canonicalise(graph: Graph, weights: Set[Node], split: bool = False, *, differentiable: bool = False) -> int:
+def canonicalise(graph: Graph, weights: Set[Node], split: bool = False, *, differentiable: bool = False, wide: bool = False) -> int:
     """All passes of this module and `simplify`, until none finds anything; how many changes they made.
 
     Args:
         weights: the placeholders that are closed over: a product with them has the other operand's rows.
         split: also `products_of_slices`.
         differentiable: as `simplify` has it.
+        wide: whoever runs the graph keeps sums of half precision in float32, so that a sum in two parts rounds no more than one.
     """
     total = simplify(graph, differentiable=differentiable)
-    while changes := _canonicalise_once(graph, weights, split):
+    while changes := _canonicalise_once(graph, weights, split, wide):
         total += changes + simplify(graph, differentiable=differentiable)
     return total
 
 
-def _canonicalise_once(graph: Graph, weights: Set[Node], split: bool) -> int:
-    changes = products_from_addmm(graph) + products_from_bmm(graph) + products_of_transposes(graph, weights)
-    return changes + products_of_concatenations(graph) + (products_of_slices(graph) if split else 0)
+def _canonicalise_once(graph: Graph, weights: Set[Node], split: bool, wide: bool) -> int:
+    changes = products_from_addmm(graph, wide) + products_from_bmm(graph) + products_of_transposes(graph, weights)
+    return changes + products_of_concatenations(graph, wide) + (products_of_slices(graph) if split else 0)
 
 
 # Sums outside.
 
 
-def products_from_addmm(graph: Graph) -> int:
-    """Make addmm, addmv, addbmm-like products and linear a product and a sum. Of half precision, whose sum is rounded once, they stay."""
-    return rewrite(graph, _FUSED_SUMS)
+def products_from_addmm(graph: Graph, wide: bool = False) -> int:
+    """Make addmm, addmv, addbmm-like products and linear a product and a sum.
+
+    Of half precision, whose sum is rounded once, they stay unless sums are kept ``wide``.
+    """
+    return rewrite(graph, _FUSED_SUMS[wide])
 
 
-def _fused_sum(target: Any) -> Rule:
+def _fused_sum(target: Any, wide: bool) -> Rule:
     def rule(node: Node) -> Node | None:
-        if is_half(node):
+        if is_half(node) and not wide:
             return None
         bias, one, other = node.args
         graph, beta, alpha = node.graph, node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
@@ -61,9 +66,9 @@ def _scaled(graph: Graph, x: Any, factor: Any, like: Node) -> Node:
     return x if factor == 1 else call(graph, aten.mul.Tensor, x, factor, like=like)
 
 
-def _linear(node: Node) -> Node | None:
+def _linear(wide: bool, node: Node) -> Node | None:
     x, weight, bias = argument(node, 0, "input"), argument(node, 1, "weight"), argument(node, 2, "bias")
-    if len(shape(weight)) != 2 or (bias is not None and is_half(node)):
+    if len(shape(weight)) != 2 or (bias is not None and is_half(node) and not wide):
         return None
     graph = node.graph
     made = call(graph, aten.mm.default, _rows(graph, x, node), transposed(graph, weight, node), like=node)
@@ -75,11 +80,14 @@ def _rows(graph: Graph, x: Node, like: Node) -> Node:
     return x if len(shape(x)) == 2 else flattened(graph, x, like)
 
 
-_FUSED_SUMS: dict[Any, Sequence[Rule]] = {
-    aten.addmm.default: [_fused_sum(aten.mm.default)],
-    aten.addmv.default: [_fused_sum(aten.mv.default)],
-    aten.baddbmm.default: [_fused_sum(aten.bmm.default)],
-    aten.linear.default: [_linear],
+_FUSED_SUMS: dict[bool, dict[Any, Sequence[Rule]]] = {
+    wide: {
+        aten.addmm.default: [_fused_sum(aten.mm.default, wide)],
+        aten.addmv.default: [_fused_sum(aten.mv.default, wide)],
+        aten.baddbmm.default: [_fused_sum(aten.bmm.default, wide)],
+        aten.linear.default: [partial(_linear, wide)],
+    }
+    for wide in (False, True)
 }
 
 
@@ -129,15 +137,15 @@ def _operands(node: Node) -> tuple[Node, Node]:
 # Concatenations.
 
 
-def products_of_concatenations(graph: Graph) -> int:
-    """Make a product of a concatenation the sum of its parts' products. Of half precision, whose sum is rounded once, it stays."""
-    return rewrite(graph, {aten.mm.default: [_of_concatenation]})
+def products_of_concatenations(graph: Graph, wide: bool = False) -> int:
+    """Make a product of a concatenation the sum of its parts' products. Of half precision it stays unless sums are kept ``wide``."""
+    return rewrite(graph, {aten.mm.default: [partial(_of_concatenation, wide)]})
 
 
-def _of_concatenation(node: Node) -> Node | None:
+def _of_concatenation(wide: bool, node: Node) -> Node | None:
     graph = node.graph
     x, w = _operands(node)
-    parts = [] if is_half(node) else _column_parts(x)
+    parts = [] if is_half(node) and not wide else _column_parts(x)
     dim = 0 if x.target is aten.t.default else -1
     lengths = [static(shape(part)[dim]) for part in parts]
     if not any(lengths) or None in lengths:

@@ -1,4 +1,4 @@
-"""The barrier of a group. In: the group's counter, an int32 on a cache line of its own, zero at launch; out: who has arrived, or a time-out.
+"""The barrier of a group. In: its counter, an int32 on a cache line of its own, zero at launch; out: all have arrived, or a time-out.
 
 A counter only grows: after the n-th barrier it stands at n times the programs of the group. What a program wrote before `arrive` is
 seen by every program of the group after `wait` (release and acquire at device scope), provided it reads past L1 (``.cg``).

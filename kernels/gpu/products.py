@@ -31,7 +31,7 @@ def truncated(x):
 
 @triton.jit
 def vector(src, rows, k, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, PREC: tl.constexpr):
-    """``x^T`` as a tuple of tiles ``[KC, BB]`` from ``src`` ``[rows, WIDTH]``, past L1: other programs wrote it. Columns from WIDTH on are zero."""
+    """``x^T`` as a tuple of tiles ``[KC, BB]`` from ``src`` ``[rows, WIDTH]``, past L1: others wrote it. Columns from WIDTH on are zero."""
     hs = ()
     lows = ()
     for j in tl.static_range(0, K // KC):
