@@ -63,7 +63,7 @@ def cache_folder() -> Path:
         return Path(xdg) / "fusedrnn"
     with contextlib.suppress(RuntimeError):  # no home folder
         return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fusedrnn"
-    return _private_folder(os.getpid())
+    return private_folder(os.getpid())
 
 
 def load(source: str, *, name: str) -> ctypes.CDLL:
@@ -118,7 +118,7 @@ def _load(source: str, name: str) -> ctypes.CDLL:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _open(folder, stem, source, command)
     except OSError:  # not writable, full, or on a mount that may not hold programs
-        return _open(_private_folder(os.getpid()), stem, source, command)
+        return _open(private_folder(os.getpid()), stem, source, command)
 
 
 def _open(folder: Path, stem: str, source: str, command: str) -> ctypes.CDLL:
@@ -141,13 +141,14 @@ def _whole(path: Path) -> bool:
 def _compile(path: Path, source: str, command: str) -> None:
     """Writes path with the suffixes .cpp, .so and .sum, each at once, so that processes may do the same at a time."""
     text = path.with_suffix(".cpp")
-    _replace(text, lambda temporary: temporary.write_text(source))
-    _replace(path, lambda temporary: _run(command, text, temporary))
+    replace(text, lambda temporary: temporary.write_text(source))
+    replace(path, lambda temporary: _run(command, text, temporary))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    _replace(path.with_suffix(".sum"), lambda temporary: temporary.write_text(digest))
+    replace(path.with_suffix(".sum"), lambda temporary: temporary.write_text(digest))
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written aside and put in its place at once, so that no process ever sees half of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=f".tmp{path.suffix}")
     os.close(handle)
     try:
@@ -197,7 +198,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def _private_folder(process: int) -> Path:
+def private_folder(process: int) -> Path:
     """A folder for this process, removed at its end (but not at the end of a child that got it by fork)."""
     folder = Path(tempfile.mkdtemp(prefix="fusedrnn-"))
 

@@ -83,7 +83,7 @@ def test_unwritable_folder(tmp_path, monkeypatch, compilations):
     for _ in range(2):
         assert build.load(SOURCE, name="unwritable").answer() == 42
     assert len(compilations) == 1
-    assert any(f.name.startswith("unwritable") for f in build._private_folder(os.getpid()).iterdir())
+    assert any(f.name.startswith("unwritable") for f in build.private_folder(os.getpid()).iterdir())
 
 
 def test_cache_folder(monkeypatch, tmp_path):
