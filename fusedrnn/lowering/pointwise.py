@@ -113,7 +113,7 @@ _TESTS: dict[str, Expression] = {
 }
 
 
-def _overloads(name: str) -> list[Any]:
+def overloads(name: str) -> list[Any]:
     packet = getattr(aten, name, None)
     if packet is None:
         return []
@@ -123,10 +123,10 @@ def _overloads(name: str) -> list[Any]:
 
 # operator -> (what its operands become, expression): "result": the result's dtype, "common": that of the operands together, "bool".
 TABLE: dict[Any, tuple[str, Expression]] = {
-    **{op: ("result", e) for name, e in {**_ARITHMETIC, **_FLOATING}.items() for op in _overloads(name)},
-    **{op: ("common", _infix(sign)) for name, sign in _COMPARISONS.items() for op in _overloads(name)},
-    **{op: ("bool", e) for name, e in _LOGICAL.items() for op in _overloads(name)},
-    **{op: ("common", e) for name, e in _TESTS.items() for op in _overloads(name)},
+    **{op: ("result", e) for name, e in {**_ARITHMETIC, **_FLOATING}.items() for op in overloads(name)},
+    **{op: ("common", _infix(sign)) for name, sign in _COMPARISONS.items() for op in overloads(name)},
+    **{op: ("bool", e) for name, e in _LOGICAL.items() for op in overloads(name)},
+    **{op: ("common", e) for name, e in _TESTS.items() for op in overloads(name)},
     aten.pow.Tensor_Tensor: ("result", _function("pow")),
     aten.pow.Tensor_Scalar: ("result", _function("pow")),
     aten.pow.Scalar: ("result", _function("pow")),
@@ -135,7 +135,7 @@ TABLE: dict[Any, tuple[str, Expression]] = {
     aten.__lshift__.Tensor: ("result", _function("shift_left")),
     aten.__rshift__.Tensor: ("result", _function("shift_right")),
 }
-for _operator in _overloads("bitwise_not"):
+for _operator in overloads("bitwise_not"):
     TABLE[_operator] = ("result", lambda a: f"frnn::invert({a})")
 for _and in (aten.__and__.Tensor, aten.__and__.Scalar):
     TABLE[_and] = ("result", _infix("&"))

@@ -1,0 +1,273 @@
+"""When and where a step is computed. In: a `Step` and how its columns are shared out; out: phases, exchanges between programs, tiles.
+
+A barrier parts two phases. What a program needs whole of a vector that the programs made together is exchanged behind one: the left side
+of a product, the best of an argmax, a vector read at other columns. The product of a carried leaf is made right behind the barrier that
+its next value passes, for the next step, together with this step's products of the same vector: one read, one tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ...optimise.graph import aten, value
+from .step import CarriedLeaf, Product, Step, moves, stripped
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the columns of vectors are shared out among the programs of a group.
+
+    Attributes:
+        programs: of a group.
+        replicated: the widths that every program computes for itself.
+        least_rows: of a product's tile, a power of two.
+    """
+
+    programs: int
+    replicated: frozenset[int] = frozenset()
+    least_rows: int = 16
+
+    def block(self, width: int) -> int:
+        """The columns of a vector that one program owns, a power of two."""
+        return max(power_of_two(width), 16) if self.is_whole(width) else power_of_two(-(-width // self.programs))
+
+    def is_whole(self, width: int) -> bool:
+        """Whether every program has all columns."""
+        return self.programs == 1 or width == 1 or width in self.replicated
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A vector that all programs of a group need whole.
+
+    Attributes:
+        name: in the source.
+        node: what is published; of a leaf its next value.
+        leaf: the carried leaf that this is.
+        width, dtype: of the vector.
+        phase: at whose end it is published.
+    """
+
+    name: str
+    node: Node
+    leaf: CarriedLeaf | None
+    width: int
+    dtype: torch.dtype
+    phase: int
+
+
+@dataclass(eq=False)
+class Tile:
+    """Products of one vector, made together.
+
+    Attributes:
+        name: in the source.
+        exchange: of the vector; None where each program has it whole in registers.
+        left: the vector; of a carried leaf its placeholder.
+        segments: (product, first row of its columns in the tile), the largest blocks first.
+        rows, inner, chunk: the tile is ``[rows, inner]``, padded, and is read ``chunk`` columns at a time.
+        phase: in which it is made.
+        carried: the products whose results are for the next step.
+        resident: it stays on-chip.
+    """
+
+    name: str
+    exchange: Exchange | None
+    left: Node
+    leaf: CarriedLeaf | None
+    segments: list[tuple[Product, int]]
+    rows: int
+    inner: int
+    chunk: int
+    phase: int
+    dtype: torch.dtype
+    carried: set[Node] = field(default_factory=set)
+    resident: bool = True
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.inner * self.dtype.itemsize
+
+
+@dataclass
+class Schedule:
+    """The phases of a step.
+
+    Attributes:
+        phase_of: of each node the earliest phase that can compute it.
+        phases: how many.
+        exchanges: in the order of their phases.
+        reductions: the argmaxes whose best is exchanged, with the phase that publishes it.
+        barriers: the phases that end in a barrier.
+    """
+
+    step: Step
+    sharing: Sharing
+    phase_of: dict[Node, int] = field(default_factory=dict)
+    phases: int = 1
+    exchanges: list[Exchange] = field(default_factory=list)
+    reductions: dict[Node, int] = field(default_factory=dict)
+    tiles: list[Tile] = field(default_factory=list)
+    moved: dict[Node, Exchange] = field(default_factory=dict)
+    fixed: set[Node] = field(default_factory=set)
+
+    @property
+    def barriers(self) -> list[int]:
+        return sorted({exchange.phase for exchange in self.exchanges} | set(self.reductions.values()))
+
+
+def schedule(step: Step, sharing: Sharing, chunk: int = 128) -> Schedule:
+    """The schedule of a step.
+
+    Args:
+        chunk: how many columns of a weight are read at a time, a power of two.
+    """
+    return _Scheduler(step, sharing, chunk).schedule()
+
+
+def power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length() if number > 1 else 1
+
+
+class _Scheduler:
+    def __init__(self, step: Step, sharing: Sharing, chunk: int) -> None:
+        self.step, self.sharing, self.chunk = step, sharing, chunk
+        self.found = Schedule(step, sharing)
+        self.leaf_of = {leaf.node: leaf for leaf in step.leaves}
+        # Where rows retire, a finished row's next value is never seen: the frozen one stands for it.
+        self.next_of = {stripped(leaf.after): leaf for leaf in step.leaves if step.made.retires or step.made.program.batch == 1}
+        self.by_key: dict[tuple[Node, torch.dtype], Exchange] = {}
+
+    def schedule(self) -> Schedule:
+        found, step = self.found, self.step
+        found.fixed = self._fixed()
+        for leaf in step.leaves:
+            found.phase_of[leaf.node] = 0
+        pending: list[tuple[CarriedLeaf, torch.dtype, bool]] = []
+        for node in step.nodes:
+            if not isinstance(value(node), torch.Tensor):
+                found.phase_of[node] = 0
+                continue
+            phase = max([found.phase_of.get(operand, 0) for operand in node.all_input_nodes], default=0)
+            product = step.products.get(node)
+            if product is not None:
+                phase = self._product_phase(product, phase, pending)
+            elif node.target is aten.argmax.default:
+                if not self.sharing.is_whole(self._width(node.args[0])):
+                    found.reductions[node] = phase
+                    phase += 1
+            elif moves(node):
+                phase = self._moved_phase(node, phase, pending)
+            found.phase_of[node] = phase
+        found.phases = max(found.phase_of.values(), default=0) + 1
+        for leaf, dtype, is_moved in pending:
+            exchange = self._exchange(leaf.after, leaf, dtype, found.phase_of.get(leaf.after, 0))
+            if is_moved:
+                found.moved[leaf.node] = exchange
+        found.exchanges.sort(key=lambda exchange: exchange.phase)
+        self._tiles()
+        return found
+
+    def _width(self, node: Any) -> int:
+        width = self.step.width(node)
+        assert width is not None
+        return width
+
+    def _fixed(self) -> set[Node]:
+        """The vectors that a program has at its own columns only: products, carried leaves, and what is made of them."""
+        fixed = {leaf.node for leaf in self.step.leaves if leaf.width is not None}
+        for node in self.step.nodes:
+            if isinstance(value(node), torch.Tensor) and self.step.width(node) is not None:
+                made_of = any(operand in fixed for operand in node.all_input_nodes)
+                if node in self.step.products or (made_of and not moves(node)):
+                    fixed.add(node)
+        return fixed
+
+    def _product_phase(self, product: Product, phase: int, pending: list[tuple[CarriedLeaf, torch.dtype, bool]]) -> int:
+        dtype, source = value(product.left).dtype, stripped(product.left)
+        leaf = self.leaf_of.get(source)
+        if self.sharing.is_whole(product.inner):
+            return phase  # in registers
+        if leaf is not None:
+            pending.append((leaf, dtype, False))
+            return 0
+        self._exchange(source, self.next_of.get(source), dtype, phase)
+        return phase + 1
+
+    def _moved_phase(self, node: Node, phase: int, pending: list[tuple[CarriedLeaf, torch.dtype, bool]]) -> int:
+        """Operands that are read at other columns than the program's own pass a barrier first."""
+        for operand in node.all_input_nodes:
+            if operand not in self.found.fixed or self._at_own_columns(node, operand):
+                continue
+            leaf = self.leaf_of.get(operand)
+            if leaf is not None:
+                pending.append((leaf, value(operand).dtype, True))
+                continue
+            at = self.found.phase_of[operand]
+            self.found.moved[operand] = self._exchange(operand, None, value(operand).dtype, at)
+            phase = max(phase, at + 1)
+        return phase
+
+    def _at_own_columns(self, node: Node, operand: Node) -> bool:
+        """A slice of all columns."""
+        return node.target is aten.slice.Tensor and self.step.width(node) == self.step.width(operand)
+
+    def _exchange(self, node: Node, leaf: CarriedLeaf | None, dtype: torch.dtype, phase: int) -> Exchange:
+        key = (leaf.node if leaf is not None else node, dtype)
+        if key not in self.by_key:
+            exchange = Exchange(f"x{len(self.by_key)}", node, leaf, self._width(node), dtype, phase)
+            self.by_key[key] = exchange
+            self.found.exchanges.append(exchange)
+        return self.by_key[key]
+
+    def _tiles(self) -> None:
+        """Put the products of one vector into one tile."""
+        found = self.found
+        groups: dict[tuple[Any, ...], list[Product]] = {}
+        for product in self.step.products.values():
+            source = stripped(product.left)
+            dtype = value(product.left).dtype
+            leaf = self.leaf_of.get(source)
+            published = self.next_of.get(source)
+            exchange = self.by_key.get(((leaf or published).node if leaf or published else source, dtype))  # type: ignore[union-attr]
+            if self.sharing.is_whole(product.inner):
+                exchange = None
+            groups.setdefault((exchange or source, dtype), []).append(product)
+        for (key, dtype), products in groups.items():
+            exchange = key if isinstance(key, Exchange) else None
+            source = stripped(products[0].left)
+            leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
+            carried = {product.node for product in products if stripped(product.left) in self.leaf_of} if exchange is not None else set()
+            phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in products)
+            found.tiles.append(self._tile(exchange, source, leaf, products, phase, dtype, carried))
+
+    def _tile(
+        self, exchange: Exchange | None, left: Node, leaf: CarriedLeaf | None, products: list[Product], phase: int,
+        dtype: torch.dtype, carried: set[Node],
+    ) -> Tile:  # fmt: skip
+        blocks = sorted(((self.sharing.block(product.width), product) for product in products), key=lambda pair: -pair[0])
+        segments, begin = [], 0
+        for block, product in blocks:
+            segments.append((product, begin))
+            begin += block
+        inner = max(power_of_two(products[0].inner), 16)
+        chunk = inner
+        if exchange is not None:
+            chunk = min(self.chunk, inner)
+            inner = -(-products[0].inner // chunk) * chunk
+        rows = max(power_of_two(begin), self.sharing.least_rows)
+        return Tile(f"w{len(self.found.tiles)}", exchange, left, leaf, segments, rows, inner, chunk, phase, dtype, carried)
+
+
+def needs_one_group(step: Step) -> str | None:
+    """Why all rows have to run in one group; None where groups may end on their own."""
+    if step.made.program.batch == 1:
+        return None
+    if not step.made.retires:
+        return "what finished rows do can be seen"
+    shared = next((leaf for leaf in step.leaves if leaf.returned and not leaf.by_row), None)
+    return None if shared is None else "a leaf of no row goes on until the last row ends"

@@ -1,0 +1,666 @@
+"""The text of a persistent kernel. In: a schedule; out: Triton source, and what the launch has to hand to it.
+
+The kernel reads top to bottom: this program's rows and columns, resident weights, carried leaves, the loop, what is written back. Names
+are those of the graph's nodes. A value is written where it is first asked for, from what is published and emitted backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+from torch.utils._sympy.printers import PythonPrinter
+
+from ...capture.program import Target
+from ...capture.sizes import expression
+from ...optimise.graph import aten, value
+from . import types
+from .rule import Columns, Lowering, Unlowered
+from .rules import READ_THROUGH, lower
+from .schedule import Exchange, Schedule, Tile
+from .step import CarriedLeaf
+
+_IMPORTS = """import triton
+import triton.language as tl
+
+from fusedrnn.kernels.gpu.activations import expm1, log1p, sigmoid, tanh  # noqa: F401
+from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F401
+from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
+from fusedrnn.kernels.gpu.integers import floor_divide, remainder  # noqa: F401
+from fusedrnn.kernels.gpu.products import halves, own, product, resident, streamed, vector  # noqa: F401
+"""
+# Names of the kernel's own; a node of the same name gets another.
+_RESERVED = {
+    "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad", "half",
+    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "resident", "streamed", "vector", "halves",
+    "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LeafArguments:
+    """A carried leaf's initial and final tensor among the kernel's arguments."""
+
+    leaf: CarriedLeaf
+    initial: str
+    final: str
+
+
+@dataclass
+class KernelSource:
+    """A persistent kernel's source and its calling convention.
+
+    Attributes:
+        text: the source; its kernel is called ``loop``.
+        pointers: the names of the tensor arguments with Triton's element types, in order.
+        numbers: the names of the integer arguments, in order; the sizes of the graph among them as their symbols.
+        externals: the name of each tensor that is known before the loop.
+        hoisted: the name of each tensor that is made before the loop for all steps ``[steps, ...]``.
+        weights: the name of each tile's packed weight.
+        leaves: the carried leaves.
+        emits: (target, node, name) of each emit and stored vector.
+        exchanges: (exchange, name) of the scratch ``[2, padded rows, width]``.
+        keys: the names of the scratch ``[2, programs, padded rows]`` int64 of reductions.
+    """
+
+    text: str
+    pointers: dict[str, str]
+    numbers: list[str]
+    externals: dict[Node, str]
+    hoisted: dict[Node, str]
+    weights: list[tuple[Tile, str]]
+    leaves: list[LeafArguments]
+    emits: list[tuple[Target, Any, str]]
+    exchanges: list[tuple[Exchange, str]]
+    keys: list[str]
+    symbols: list[str] = field(default_factory=list)
+
+
+def kernel_source(schedule: Schedule, batch_tile: int, header: Sequence[str] = ()) -> KernelSource:
+    """The source of a scheduled step.
+
+    Args:
+        batch_tile: the rows of a group, a power of two.
+        header: lines that tell the plan.
+
+    Raises:
+        Unlowered: a node has no rule, or asks for columns that its program does not have.
+    """
+    return _Writer(schedule, batch_tile, header).source()
+
+
+class _Writer:
+    def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str]) -> None:
+        self.schedule, self.step, self.sharing = schedule, schedule.step, schedule.sharing
+        self.bb, self.header = batch_tile, header
+        self.made = self.step.made
+        self.one_row = self.made.program.batch == 1
+        self.alone = self.sharing.programs == 1
+        self.prelude: list[str] = []
+        self.body: list[str] = []
+        self.lines = self.body
+        self.names: dict[tuple[Node, Columns | None], str] = {}
+        self.taken: set[str] = set(_RESERVED)
+        self.widths: set[int] = set()
+        self.externals: dict[Node, str] = {}
+        self.hoisted = {node: f"h{place}" for place, node in enumerate(self.step.hoisted)}
+        self.symbols: dict[str, None] = {}
+        self.faults: set[str] = set()
+        self.emitted: set[int] = set()
+        self.tile_of = {product.node: tile for tile in schedule.tiles for product, _ in tile.segments}
+        self.tiled: set[Tile] = set()
+        self.leaf_of = {leaf.node: leaf for leaf in self.step.leaves}
+        self.source_of = dict(
+            zip([node for node in self.made.module.graph.nodes if node.op == "placeholder"], self.made.program.sources, strict=True)
+        )
+        self.taken |= (
+            {tile.name for tile in schedule.tiles} | {exchange.name for exchange in schedule.exchanges} | set(self.hoisted.values())
+        )
+
+    # What rules ask for.
+
+    def width(self, node: Any) -> int | None:
+        return self.step.width(node)
+
+    def size(self, node: Node, dim: int) -> str:
+        return self._size(value(node).shape[dim])
+
+    def _size(self, size: Any) -> str:
+        expr = sympy.sympify(size if isinstance(size, sympy.Expr) else expression(size))
+        if expr.is_Integer:
+            return str(int(expr))
+        for symbol in expr.free_symbols:
+            self.symbols[str(symbol)] = None
+            self.taken.add(str(symbol))
+        return str(expr) if expr.is_Symbol else f"({PythonPrinter().doprint(expr)})"
+
+    def fault(self, condition: str) -> None:
+        if condition not in self.faults:
+            self.faults.add(condition)
+            self.lines.append(f"bad = tl.where(({condition}) & (done == 0), 1, bad)")
+
+    def demand(self, node: Node, columns: Columns | None) -> str:
+        """The name of a node's value at columns; it is written if it is not there yet."""
+        if columns is not None and columns.width:
+            self.widths.add(columns.width)
+        key = (node, columns)
+        if key not in self.names:
+            self.names[key] = self._written(node, columns)
+        return self.names[key]
+
+    def _written(self, node: Node, columns: Columns | None) -> str:
+        made = value(node)
+        if not isinstance(made, torch.Tensor):
+            return self._size(made)
+        if node in self.hoisted:
+            return self._assign(node, columns, self.external(node, columns))
+        if node in self.step.invariant:
+            return self._invariant(node, columns)
+        own = columns is None or (columns.width == self.width(node) and not columns.shift)
+        if node in self.schedule.fixed and not own:
+            return self._assign(node, columns, self._moved(node, columns))
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node in self.tile_of:
+            return self._product(node)
+        if node.target is aten.mm.default:
+            return self._assign(node, columns, self._outer(node, columns))
+        if node.target is aten.argmax.default:
+            return self._best(node)
+        return self._assign(node, columns, lower(Lowering(node, columns, self)))
+
+    def _placeholder(self, node: Node) -> str:
+        kind = self.source_of[node].kind
+        if kind == "time":
+            return "time"
+        if kind == "finished":
+            return "(done > 0)"
+        leaf = self.leaf_of[node]
+        name = self._leaf_name(leaf)
+        return f"({name} != 0)" if value(node).dtype == torch.bool else name
+
+    def _invariant(self, node: Node, columns: Columns | None) -> str:
+        """Loaded or computed once, before the loop."""
+        before, self.lines = self.lines, self.prelude
+        try:
+            if node.op == "call_function" and node.target in READ_THROUGH:
+                return self._assign(node, columns, lower(Lowering(node, columns, self)))
+            return self._assign(node, columns, self.external(node, columns))
+        finally:
+            self.lines = before
+
+    def _outer(self, node: Node, columns: Columns | None) -> str:
+        """A product over one column."""
+        left, weight = node.args
+        return f"({self.demand(left, None)} * {self.demand(weight, columns)})"  # type: ignore[arg-type]
+
+    # Memory.
+
+    def external(self, node: Node, columns: Columns | None, at: tuple[int, str] | None = None, row: str | None = None) -> str:
+        rows = self.made.locality.of(node) if self.made.locality is not None else None
+        if rows is not None and rows.inner != 1:
+            raise Unlowered(node, "a tensor with the batch flattened into a dimension")
+        sizes, terms, by_row, by_column = list(value(node).shape), [], False, False
+        for dim, size in enumerate(sizes):
+            if at is not None and dim == at[0]:
+                index = f"({at[1]}).to(tl.int64)"
+            elif row is not None and dim == 0:
+                index, by_row = f"({row}).to(tl.int64)", True
+            elif rows is not None and dim == rows.dim:
+                index, by_row = "rows", True
+            elif expression(size) == 1:
+                continue
+            elif columns is None or by_column:
+                raise Unlowered(node, "a look-up that leaves several columns")
+            else:
+                index, by_column = self._column(columns, int(expression(size))), True
+            terms.append(self._scaled(index, sizes[dim + 1 :]))
+        name = self.hoisted.get(node) or self._external_name(node)
+        if node in self.hoisted:
+            terms.append(self._scaled("step", sizes))
+        masks = (["live"] if by_row else []) + ([columns.mask] if by_column and columns is not None and columns.mask else [])
+        mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        return types.loaded(f"tl.load({' + '.join([f'{name}', *terms])}{mask})", value(node).dtype)
+
+    def _column(self, columns: Columns, width: int) -> str:
+        """The index of columns, within a tensor of that many."""
+        reach = columns.shift + max(columns.width, 1)
+        return columns.index if 0 <= columns.shift and reach <= width else f"tl.minimum(tl.maximum({columns.index}, 0), {width - 1})"
+
+    def _scaled(self, index: str, sizes: Sequence[Any]) -> str:
+        strides = [self._size(size) for size in sizes if expression(size) != 1]
+        return " * ".join([index, *strides])
+
+    def _external_name(self, node: Node) -> str:
+        if node not in self.externals:
+            self.externals[node] = self._fresh(f"p_{node.name}")
+        return self.externals[node]
+
+    def _moved(self, node: Node, columns: Columns | None) -> str:
+        """A vector that has passed a barrier, at any columns."""
+        exchange = self.schedule.moved.get(node)
+        if exchange is None or columns is None:
+            raise Unlowered(node, "is read at columns that its program does not have")
+        half = "(1 - half)" if exchange.leaf is not None else "half"
+        mask = f", mask={columns.mask}, other=0" if columns.mask else ""
+        address = f"{exchange.name} + ({half} * padded + local) * {exchange.width} + {self._column(columns, exchange.width)}"
+        return types.loaded(f'tl.load({address}{mask}, cache_modifier=".cg")', exchange.dtype)
+
+    # Text.
+
+    def _fresh(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def _assign(self, node: Node, columns: Columns | None, text: str) -> str:
+        shift = "" if columns is None or not columns.shift else f"_at{columns.shift}".replace("-", "m")
+        name = self._fresh(f"{node.name}{shift}")
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def _own(self, node: Node) -> Columns | None:
+        width = self.width(node)
+        return None if width is None else Columns(width)
+
+    def _at_own(self, node: Any) -> str:
+        """A value, at the program's own columns if it is a vector."""
+        return self.demand(node, self._own(node))
+
+    def _leaf_name(self, leaf: CarriedLeaf) -> str:
+        name = self.names.get((leaf.node, Columns(-1)))
+        if name is None:
+            name = self.names[leaf.node, Columns(-1)] = self._fresh(f"{leaf.source.kind.replace(' ', '_')}_{leaf.source.place}")
+        return name
+
+    def _next_of(self, leaf: CarriedLeaf) -> str:
+        """The name of a leaf's next value, frozen where its row is finished."""
+        key = (leaf.node, Columns(-2))
+        if key not in self.names:
+            new, old, dtype = self._at_own(leaf.after), self._leaf_name(leaf), value(leaf.node).dtype
+            if dtype == torch.bool:
+                new = f"tl.where({new}, 1, 0)"
+            if leaf.by_row and self.made.retires:
+                text = f"tl.where(done > 0, {old}, {new})"
+            elif leaf.by_row or leaf.width is not None or self.one_row:
+                text = f"tl.where(live, {new}, {old})"
+            else:
+                text = new
+            name = self._fresh(f"{old}_next")
+            self.lines.append(f"{name} = ({text}).to({_carried_in(dtype)})")
+            self.names[key] = name
+        return self.names[key]
+
+    def _product(self, node: Node) -> str:
+        """The products of a tile whose vector this program has whole; the others are there already."""
+        tile = self.tile_of[node]
+        if tile.exchange is not None:
+            if node in tile.carried:
+                return self._fresh_once(node)
+            raise Unlowered(node, "a product that is asked for before its vector is exchanged")
+        if tile not in self.tiled:
+            self.tiled.add(tile)
+            vector = self.demand(tile.left, Columns(tile.segments[0][0].inner))
+            inside = f"in{tile.segments[0][0].inner}"
+            whole = tile.segments[0][0].inner == tile.inner
+            masked = f"tl.where(live, {vector}, 0.0)" if whole else f"tl.where({inside} & live, {vector}, 0.0)"
+            self.lines.append(f"{tile.name}_x = own(({masked}).to({types.MEMORY[tile.dtype]}), {self._precision(tile)})")
+            self._multiply(tile, f"{tile.name}_x", self.lines, {})
+        return self.names[node, self._own(node)]
+
+    def _fresh_once(self, node: Node) -> str:
+        """The name under which the result of a carried product goes from one step to the next."""
+        key = (node, Columns(-3))
+        if key not in self.names:
+            self.names[key] = self._fresh(node.name)
+        return self.names[key]
+
+    def _precision(self, tile: Tile) -> str:
+        return '"tf32"' if tile.dtype in types.HALVES else "PREC"
+
+    def _multiply(self, tile: Tile, vector: str, lines: list[str], names: dict[Node, str]) -> None:
+        """Write a tile's products of a vector; ``names``: what to call results, by their nodes."""
+        zero = f"tl.zeros(({tile.rows}, {self.bb}), tl.float32)"
+        precision, chunks = self._precision(tile), tile.inner // tile.chunk
+        z = self._fresh(f"{tile.name}_z")
+        if tile.resident:
+            lines.append(f"{z} = product({tile.name}, {vector}, {zero}, {chunks}, {precision})")
+        else:
+            lines.append(
+                f"{z} = streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {vector}, {zero}, "
+                f"{tile.inner}, {tile.chunk}, {precision})"
+            )
+        self._take_apart(tile, z, 0, tile.rows, lines, names)
+
+    def _far(self, tile: Tile) -> int:
+        return self.sharing.programs * tile.rows * tile.inner
+
+    def _take_apart(self, tile: Tile, z: str, begin: int, rows: int, lines: list[str], names: dict[Node, str]) -> None:
+        inside = [(product, at) for product, at in tile.segments if begin <= at < begin + rows]
+        if not inside:
+            return
+        block = self.sharing.block(inside[0][0].width)
+        if len(inside) == 1 and block == rows:
+            product = inside[0][0]
+            name = names.get(product.node) or self._fresh(product.node.name)
+            if product.width == 1:  # one column: its row of the tile
+                z = f"tl.sum(tl.where(m{rows}[:, None] == 0, {z}, 0.0), 0)[None, :]"
+            lines.append(f"{name} = {z}")
+            if product.node not in names:
+                self.names[product.node, self._own(product.node)] = name
+            return
+        upper, lower_half = self._fresh(f"{z}_u"), self._fresh(f"{z}_l")
+        lines.append(f"{upper}, {lower_half} = halves({z}, {rows // 2}, {self.bb})")
+        self._take_apart(tile, upper, begin, rows // 2, lines, names)
+        self._take_apart(tile, lower_half, begin + rows // 2, rows // 2, lines, names)
+
+    def _best(self, node: Node) -> str:
+        """The index of a vector's greatest number, where this program has all of it."""
+        if node in self.schedule.reductions:
+            raise Unlowered(node, "an argmax that is asked for before its barrier")
+        width = self.width(node.args[0])
+        return self._assign(node, None, f"key_index({self._keys(node)}, {width})[None, :].to(tl.int64)")
+
+    def _keys(self, node: Node) -> str:
+        """The greatest key of this program's columns, ``[rows]``."""
+        source: Any = node.args[0]
+        width = self.width(source)
+        numbers = self._at_own(source)
+        full = f"{numbers} + tl.zeros((1, {self.bb}), tl.float32)"
+        return f"tl.max(tl.where(in{width}, order_key({full}, c{width}), LOWEST), 0)"
+
+    # The kernel.
+
+    def source(self) -> KernelSource:
+        schedule = self.schedule
+        for tile in schedule.tiles:
+            if tile.exchange is not None:
+                for node in tile.carried:
+                    self.names[node, self._own(node)] = self._fresh_once(node)
+        for phase in range(schedule.phases):
+            self._phase(phase)
+        last = self._end_of_step()
+        return self._assembled([*self.body, *last])
+
+    def _phase(self, phase: int) -> None:
+        schedule = self.schedule
+        self.body.append(f"# phase {phase}")
+        self._multiply_behind_barrier(phase)
+        published = [exchange for exchange in schedule.exchanges if exchange.phase == phase]
+        reduced = [node for node, at in schedule.reductions.items() if at == phase]
+        for exchange in published:
+            self._publish(exchange)
+        for node in reduced:
+            place = list(schedule.reductions).index(node)
+            self.body.append(f"tl.store(keys{place} + (half * {self.sharing.programs} + col) * padded + flat, {self._keys(node)})")
+        if phase not in schedule.barriers:
+            return
+        if not self.alone:
+            self.body.append("arrive(counter, ASM)")
+        self._emit(phase)  # while the others arrive
+        if self.alone:
+            self.body.append("tl.debug_barrier()")
+        else:
+            self.body += [f"target += {self.sharing.programs}", "late = late | wait(counter, target, limit, ASM)"]
+        for node in reduced:
+            self._reduce(node)
+
+    def _reduce(self, node: Node) -> None:
+        place, programs = list(self.schedule.reductions).index(node), self.sharing.programs
+        several = 1 << (programs - 1).bit_length()
+        self.taken.add("everyone")
+        width = self.width(node.args[0])
+        self.body.append(
+            f"keys{place}_all = tl.load(keys{place} + (half * {programs} + everyone{several}) * padded + local, "
+            f'mask=everyone{several} < {programs}, other=LOWEST, cache_modifier=".cg")'
+        )
+        name = self._fresh(node.name)
+        self.body.append(f"{name} = key_index(tl.max(keys{place}_all, 0), {width})[None, :].to(tl.int64)")
+        self.names[node, None] = name
+        self.prelude.insert(0, f"everyone{several} = tl.arange(0, {several})[:, None]")
+
+    def _multiply_behind_barrier(self, phase: int) -> None:
+        """The products of what the last phase published."""
+        for tile in self.schedule.tiles:
+            if tile.exchange is not None and tile.phase == phase:
+                names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
+                self._read_and_multiply(tile, "half", self.body, names)
+
+    def _read_and_multiply(self, tile: Tile, half: str, lines: list[str], names: dict[Node, str]) -> None:
+        exchange = tile.exchange
+        assert exchange is not None
+        vector = self._fresh(f"{tile.name}_x")
+        at = f"{exchange.name} + {half} * padded * {exchange.width}"
+        lines.append(f"{vector} = vector({at}, flat, k{tile.chunk}, {exchange.width}, {tile.inner}, {tile.chunk}, {self._precision(tile)})")
+        self._multiply(tile, vector, lines, names)
+
+    def _publish(self, exchange: Exchange) -> None:
+        text = self._next_of(exchange.leaf) if exchange.leaf is not None else self._at_own(exchange.node)
+        self.widths.add(exchange.width)
+        self.body.append(self._store_exchange(exchange, "half", text))
+
+    def _store_exchange(self, exchange: Exchange, half: str, text: str) -> str:
+        width = exchange.width
+        return (
+            f"tl.store({exchange.name} + ({half} * padded + local) * {width} + c{width}, "
+            f"{types.stored(text, exchange.dtype)}, mask=in{width})"
+        )
+
+    def _emit(self, phase: int) -> None:
+        """Store the emits that are known by the end of a phase."""
+        for place, (target, node) in enumerate(self.step.outputs):
+            if target.kind in ("emit", "stored") and place not in self.emitted and self._known(node, phase):
+                self.emitted.add(place)
+                self._store_emit(target, node)
+
+    def _known(self, node: Any, phase: int) -> bool:
+        return not isinstance(node, Node) or self.schedule.phase_of.get(node, 0) <= phase
+
+    def _emit_name(self, target: Target) -> str:
+        return f"{'e' if target.kind == 'emit' else 'z'}{target.place}"
+
+    def _store_emit(self, target: Target, node: Any) -> None:
+        dtype, width = value(node).dtype, self.width(node)
+        text = self._at_own(node)
+        if dtype == torch.bool:
+            text = f"tl.where({text}, 1, 0)"
+        if self.made.retires:
+            text = f"tl.where(done > 0, 0, {text})"
+        address, mask = self._emit_address(self._emit_name(target), width, "step")
+        self.body.append(f"tl.store({address}, {types.stored(text, dtype)} + {self._zero(width, dtype)}, mask={mask})")
+
+    def _zero(self, width: int | None, dtype: torch.dtype) -> str:
+        """Zeros of the shape of a tile, which broadcast what is added to them."""
+        rows = 1 if width is None else self.sharing.block(width)
+        return f"tl.zeros(({rows}, {self.bb}), {types.MEMORY[dtype]})"
+
+    def _emit_address(self, name: str, width: int | None, step: str) -> tuple[str, str]:
+        if width is None:
+            return f"{name} + {step} * B + rows", "live & first"
+        self.widths.add(width)
+        whole = " & first" if self.sharing.is_whole(width) and not self.alone else ""
+        return f"{name} + {step} * (B * {width}) + rows * {width} + c{width}", f"live & in{width}{whole}"
+
+    def _end_of_step(self) -> list[str]:
+        """The flags, and the next step's leaves."""
+        self._emit(self.schedule.phases)
+        outputs = {target.kind: node for target, node in self.step.outputs if target.kind in ("finished", "past")}
+        if isinstance(outputs.get("past"), Node):
+            past = self._at_own(outputs["past"])
+            self.body.append(f"bad = tl.where({past} & (done == 0), 1, bad)")
+        finished = self._at_own(outputs["finished"])
+        self.body.append("lengths = tl.where(done > 0, lengths, time)")
+        assigned = [(self._leaf_name(leaf), self._next_of(leaf)) for leaf in self.step.leaves]
+        late = [tile for tile in self.schedule.tiles if tile.exchange is not None and tile.phase == self.schedule.phases]
+        for tile in late:
+            names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
+            self._read_and_multiply(tile, "half", self.body, names)
+        lines = [f"{name} = {new}" for name, new in assigned]
+        for tile in self.schedule.tiles:
+            if tile.exchange is not None:
+                lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
+        lines.append(f"done = tl.where({finished} | (done > 0), 1, 0)")
+        going = "1 - tl.min(done)"
+        lines.append(f"going = {going}" if self.alone else f"going = tl.where(late > 0, 0, {going})")
+        lines.append("t = t + 1")
+        return lines
+
+    def _assembled(self, loop: list[str]) -> KernelSource:
+        leaves = [LeafArguments(leaf, f"{self._leaf_name(leaf)}_in", f"{self._leaf_name(leaf)}_out") for leaf in self.step.leaves]
+        weights = [(tile, f"{tile.name}_at") for tile in self.schedule.tiles]
+        emits = [(target, node, self._emit_name(target)) for target, node in self.step.outputs if target.kind in ("emit", "stored")]
+        exchanges = [(exchange, exchange.name) for exchange in self.schedule.exchanges]
+        keys = [f"keys{place}" for place in range(len(self.schedule.reductions))]
+        before, after = self._before_loop(leaves), self._after_loop(leaves, emits)
+        pointers = {name: _element(value(node).dtype) for node, name in [*self.externals.items(), *self.hoisted.items()]}
+        pointers |= {name: _element(tile.dtype) for tile, name in weights}
+        for entry in leaves:
+            pointers[entry.initial] = pointers[entry.final] = _element(value(entry.leaf.node).dtype)
+        pointers |= {name: _element(value(node).dtype) for _, node, name in emits}
+        pointers |= {name: _element(exchange.dtype) for exchange, name in exchanges} | dict.fromkeys(keys, "i64")
+        pointers |= {"done_in": "i32", "done_out": "i32", "lengths_in": "i32", "lengths_out": "i32", "counters": "i32", "error": "i32"}
+        numbers = ["B", "padded", "first_row", "t0", "T", "limit", *self.symbols]
+        text = self._text(pointers, numbers, before, loop, after)
+        return KernelSource(
+            text, pointers, numbers, self.externals, self.hoisted, weights, leaves, emits, exchanges, keys, list(self.symbols)
+        )
+
+    def _text(self, pointers: dict[str, str], numbers: list[str], before: list[str], loop: list[str], after: list[str]) -> str:
+        lines = ['"""' + (self.header[0] if self.header else "A loop as one launch."), *self.header[1:], '"""', "", _IMPORTS, ""]
+        fixed = ", ".join(f'"{name}"' for name in ("first_row", "t0", "T", "limit"))
+        lines += [f"@triton.jit(do_not_specialize=[{fixed}])", "def loop("]
+        lines += [f"    {', '.join(names)}," for names in _batched(list(pointers), 8)]
+        lines += [f"    {', '.join(numbers)},", "    ASM: tl.constexpr, PREC: tl.constexpr,", "):"]
+        lines += [f"    {line}" for line in before]
+        lines.append("    while (t < T) & (going > 0):")
+        lines += [f"        {line}" for line in ["time = t + 1", "half = time & 1", "step = (t - t0).to(tl.int64)", *loop]]
+        lines += [f"    {line}" for line in after]
+        return "\n".join(lines) + "\n"
+
+    def _before_loop(self, leaves: list[LeafArguments]) -> list[str]:
+        bb, programs = self.bb, self.sharing.programs
+        for entry in leaves:
+            if entry.leaf.width is not None:
+                self.widths.add(entry.leaf.width)
+        tiles = self.schedule.tiles
+        lines = [
+            "col, grp = tl.program_id(0), tl.program_id(1)",
+            f"flat = grp * {bb} + tl.arange(0, {bb})  # of the launch",
+            "local = flat[None, :]",
+            "rows = first_row + local  # of the batch",
+            "live = rows < B",
+            "first = col == 0",
+            "counter = counters + grp * 32",
+            f"zero = tl.zeros((1, {bb}), tl.int32)",
+        ]
+        for width in sorted(self.widths):
+            block = self.sharing.block(width)
+            begin = "" if self.sharing.is_whole(width) else f"col * {block} + "
+            lines += [f"c{width} = ({begin}tl.arange(0, {block}))[:, None]", f"in{width} = c{width} < {width}"]
+        lines += [f"k{chunk} = tl.arange(0, {chunk})" for chunk in sorted({tile.chunk for tile in tiles})]
+        lines += [f"m{rows} = tl.arange(0, {rows})" for rows in sorted({tile.rows for tile in tiles} | self._row_sets())]
+        for tile in tiles:
+            offset = "" if self.alone else f" + col * {tile.rows * tile.inner}"
+            lines.append(f"{tile.name}_at = {tile.name}_at{offset}")
+            if tile.resident:
+                lines.append(
+                    f"{tile.name} = resident({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {tile.inner}, {tile.chunk}, "
+                    f"{self._precision(tile)})"
+                )
+        lines += self.prelude
+        lines += ["done = tl.load(done_in + rows, mask=live, other=1)", "lengths = tl.load(lengths_in + rows, mask=live, other=0)"]
+        lines += [self._load_leaf(entry) for entry in leaves]
+        lines += ["bad = zero", "t = t0", "target = 0", "late = 0", "going = 1 - tl.min(done)"]
+        return lines + self._first_products(programs)
+
+    def _row_sets(self) -> set[int]:
+        return {self.sharing.block(1)} if any(product.width == 1 for product in self.step.products.values()) else set()
+
+    def _first_products(self, programs: int) -> list[str]:
+        """The products of the first step's carried leaves: they are exchanged once before the loop."""
+        lines: list[str] = []
+        exchanges = [exchange for exchange in self.schedule.exchanges if exchange.leaf is not None]
+        if not exchanges:
+            return lines
+        lines.append("# the carried vectors as the first step finds them")
+        for exchange in exchanges:
+            assert exchange.leaf is not None
+            lines.append(self._store_exchange(exchange, "(t0 & 1)", self._leaf_name(exchange.leaf)))
+        if self.alone:
+            lines.append("tl.debug_barrier()")
+        else:
+            lines += ["arrive(counter, ASM)", f"target += {programs}", "late = wait(counter, target, limit, ASM)"]
+        for tile in self.schedule.tiles:
+            if tile.exchange is not None and tile.carried:
+                names = {product.node: self._fresh_once(product.node) if product.node in tile.carried
+                         else self._fresh(f"{product.node.name}_unused") for product, _ in tile.segments}  # fmt: skip
+                self._read_and_multiply(tile, "(t0 & 1)", lines, names)
+        if not self.alone:
+            lines.append("going = tl.where(late > 0, 0, going)")
+        return lines
+
+    def _load_leaf(self, entry: LeafArguments) -> str:
+        leaf, name, dtype = entry.leaf, self._leaf_name(entry.leaf), value(entry.leaf.node).dtype
+        address, masks = entry.initial, ["live"] if leaf.by_row else []
+        if leaf.by_row:
+            address += f" + rows * {leaf.width or 1}"
+        if leaf.width is not None:
+            address += f" + c{leaf.width}"
+            masks.append(f"in{leaf.width}")
+        loaded = f"tl.load({address}{', mask=' + ' & '.join(masks) + ', other=0' if masks else ''}).to({_carried_in(dtype)})"
+        if leaf.by_row or leaf.width is None:
+            return f"{name} = {loaded}"
+        return f"{name} = {loaded} + tl.zeros((1, {self.bb}), {_carried_in(dtype)})"
+
+    def _after_loop(self, leaves: list[LeafArguments], emits: list[tuple[Target, Any, str]]) -> list[str]:
+        lines = []
+        if not self.alone:
+            lines += ["if late > 0:", "    tl.store(error, 1)"]
+        lines += ["if tl.max(bad) > 0:", "    tl.store(error + 1, 1)"]
+        for entry in leaves:
+            leaf, name = entry.leaf, self._leaf_name(entry.leaf)
+            whole = leaf.width is None or self.sharing.is_whole(leaf.width)
+            address, masks = entry.final, ["first"] if whole else []
+            if leaf.by_row:
+                address += f" + rows * {leaf.width or 1}"
+                masks.append("live")
+            elif leaf.width is not None:
+                masks.append("(rows == 0)")
+            if leaf.width is not None:
+                address += f" + c{leaf.width}"
+                masks.append(f"in{leaf.width}")
+            stored = types.stored(name, value(leaf.node).dtype)
+            if leaf.by_row or leaf.width is not None:
+                lines.append(f"tl.store({address}, {stored}, mask={' & '.join(masks)})")
+            else:
+                lines += ["if (col == 0) & (grp == 0):", f"    tl.store({address}, {stored})"]
+        lines += ["tl.store(done_out + rows, done, mask=live & first)", "tl.store(lengths_out + rows, lengths, mask=live & first)"]
+        if emits:
+            lines.append("for s in range(t, T):  # emits behind the end are zero")
+            for _, node, name in emits:
+                width, dtype = self.width(node), value(node).dtype
+                address, mask = self._emit_address(name, width, "(s - t0).to(tl.int64)")
+                lines.append(f"    tl.store({address}, {self._zero(width, dtype)}, mask={mask})")
+        return lines
+
+
+def _element(dtype: torch.dtype) -> str:
+    """Triton's name of what a pointer points to."""
+    return {
+        torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "u8", torch.uint8: "u8", torch.int8: "i8",
+        torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+    }[dtype]  # fmt: skip
+
+
+def _carried_in(dtype: torch.dtype) -> str:
+    """The type in which a leaf goes from step to step."""
+    return "tl.int32" if dtype == torch.bool else types.REGISTERS[dtype]
+
+
+def _batched(names: list[str], size: int) -> list[list[str]]:
+    return [names[at : at + size] for at in range(0, len(names), size)]
