@@ -69,7 +69,7 @@ class Builder(interpreter.InterpreterBuilder):
     def create_fma(self, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
         if z.dtype.scalar == tl.bfloat16:
             return TensorHandle(_narrow(_wide(x).data.astype(np.float64) * _wide(y).data + _wide(z).data), tl.bfloat16)
-        if z.dtype.scalar == tl.float32:  # exact in float64 but for the last rounding; Triton 3.6 rounds the product too
+        if z.dtype.scalar == tl.float32 and not hasattr(interpreter._interpreter, "fma_fp32"):  # Triton 3.6 rounds the product too
             wide = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data
             return TensorHandle(wide.astype(np.float32), tl.float32)
         return super().create_fma(x, y, z)
