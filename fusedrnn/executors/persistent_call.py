@@ -190,9 +190,7 @@ class Bound:
         """
         kernel, begun, plan = self.kernel, self.begun, self.kernel.plan
         batch, device = begun.batch, begun.device
-        carried = [
-            self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().contiguous() for entry in kernel.source.leaves
-        ]
+        carried = [self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().contiguous() for entry in kernel.source.leaves]
         done = begun.finished.to(torch.int32)
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         pieces: list[list[torch.Tensor]] = []
@@ -235,9 +233,7 @@ class Bound:
         kernel, plan, device = self.kernel, self.kernel.plan, self.begun.device
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
-        scratch = {
-            name: _scratch((2, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges
-        }
+        scratch = {name: _scratch((2, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges}
         scratch |= {name: torch.empty((2, plan.programs, padded), dtype=torch.int64, device=device) for name in kernel.source.keys}
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}

@@ -177,9 +177,10 @@ _patches: list[tuple[object, str, object]] = []
 def _patch(kernel: Any) -> Any:
     """Triton's own patches of its language. It looks for what to patch each time, which takes longer than a small kernel."""
     if not _patches:
-        scope = interpreter._patch_lang(kernel.fn)
-        _patches.extend((owner, name, inspect.getattr_static(owner, name)) for owner, name, _ in scope._changes)
-        return scope
+        for function in (kernel, tl.zeros):  # its own language, and that of Triton's standard functions
+            scope = interpreter._patch_lang(function.fn)
+            _patches.extend((owner, name, inspect.getattr_static(owner, name)) for owner, name, _ in scope._changes)
+            scope.restore()
     scope = interpreter._LangPatchScope()
     for owner, name, value in _patches:
         scope.set_attr(owner, name, value)

@@ -554,9 +554,9 @@ class _Writer:
             "local = flat[None, :]",
             "rows = first_row + local  # of the batch",
             "live = rows < B",
-            "first = col == 0",
-            "counter = counters + grp * 32",
             f"zero = tl.zeros((1, {bb}), tl.int32)",
+            "first = (col + zero) == 0",
+            "counter = counters + grp * 32",
         ]
         for width in sorted(self.widths):
             block = self.sharing.block(width)
