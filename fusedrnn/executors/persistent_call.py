@@ -65,9 +65,9 @@ class Kernel:
         segments = tuple((begin, sharing.block(product.width), sharing.is_whole(product.width)) for product, begin in tile.segments)
         split = plan.precision == "hilo" and tile.dtype == torch.float32
         output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        weights = [product.weight for product, _ in tile.segments]
         with graph.inserting_before(output):
-            node = graph.call_function(packed, ([product.weight for product, _ in tile.segments], segments, sharing.programs, tile.rows, tile.inner,
-                                       tile.dtype, split))  # fmt: skip
+            node = graph.call_function(packed, (weights, segments, sharing.programs, tile.rows, tile.inner, tile.dtype, split))
         node.meta["val"] = value(tile.segments[0][0].weight)
         return node
 
@@ -249,9 +249,9 @@ class Bound:
         size = sum(_numel([of(self.symbols) for of in sizes]) * dtype.itemsize for _, _, sizes, dtype in kernel.emits)
         if kernel.ahead is not None:
             if self.call.parallel_iterations is not None:
-                return self.call.parallel_iterations
+                return int(self.call.parallel_iterations)
             size += kernel.ahead.bytes_per_step(lambda extent: self.kernel.size(extent)(self.symbols))
-        return max(_MOST_AHEAD // max(size, 1), 1)
+        return max(_MOST_AHEAD // max(int(size), 1), 1)
 
     def _end(self, pieces: list[list[torch.Tensor]], carried: list[torch.Tensor], done: torch.Tensor, lengths: torch.Tensor) -> End:
         steps = int(lengths.max())

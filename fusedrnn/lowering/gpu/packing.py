@@ -1,11 +1,11 @@
-"""Weights as a persistent kernel reads them. In: the weights of a tile; out: one tensor, each program's rows together, padded with zeros."""
+"""Weights as a persistent kernel reads them. In: the weights of a tile; out: one tensor, a program's rows together, padded with zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 Segment = tuple[int, int, bool]  # first row in the tile, columns of a program, whether every program has all columns
 
