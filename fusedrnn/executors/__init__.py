@@ -22,19 +22,18 @@ from ..errors import PlanError
 from ..frames import Frame
 from ..kernels.cpu import build
 from ..result import Result
-from . import native, reference, stepwise, warm
+from . import native, persistent, reference, stepwise, warm
 from .native_call import Native
 
 BACKENDS = ("auto", "persistent", "stepwise", "native", "reference")
 
-_NOT_BUILT = "this version has no persistent executor; use backend='native', 'stepwise' or 'auto'"
 _COMPILING = 2.0  # seconds that compiling a loop takes, about: a program that has cost so much step by step is compiled
 
 
 def unavailable(backend: str) -> str | None:
     """Why this executor cannot run on this machine, in one line; None where it can."""
     if backend == "persistent":
-        return _NOT_BUILT
+        return persistent.unavailable()
     if backend == "native" and build.compiler() is None:
         return "there is no C++ compiler: install g++ or clang++, or use backend='stepwise'"
     return None
@@ -99,6 +98,8 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
         try:
             if backend == "native":
                 return _native(call, frame, begun, program, tensors)
+            if backend == "persistent":
+                return persistent.run(call, frame, begun, program, tensors)
             return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
@@ -165,7 +166,13 @@ def _refuse_surroundings(begun: Start) -> None:
 
 
 def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor], now: bool) -> Result:
-    """Natively where that is possible and worth compiling, else step by step."""
+    """On a GPU as a persistent kernel where that is possible, on a CPU natively where that is worth compiling, else step by step."""
+    if begun.device.type == "cuda" and persistent.unavailable() is None:
+        try:
+            return persistent.run(call, frame, begun, program, tensors)
+        except NotCapturable as error:
+            fallback.note(error.reason, error.location, "stepwise", level=logging.INFO)
+            return stepwise.run(call, frame, begun, program, tensors)
     refused = native_refusal(call, begun, program, tensors)
     if refused is None and (now or worth_compiling(program)):
         try:

@@ -6,7 +6,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -82,17 +82,23 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         NotCapturable: it cannot be compiled.
     """
     bound = Bound(compiled(program), program, call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
-    sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
-    if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-        ended = _with_gradients(bound, call, frame, begun, program, tensors, sources)
-    else:
-        ended = bound.run()
+    ended = ended_with_gradients(bound.run, call, frame, begun, program, tensors)
     if ended is None:
         return reference.explain_fault(call, frame, begun, "native")
     return result(call, begun, program.emits(begun.batch), ended)
 
 
-def result(call: Call, begun: Start, emit_port: Port, ended: End) -> Result:
+def ended_with_gradients(
+    loop: Callable[[], End | None], call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]
+) -> End | None:
+    """What ``loop()`` leaves, as a function of all it depends on where gradients are needed: the backward runs it again, step by step."""
+    sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
+    if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+        return _with_gradients(loop, call, frame, begun, program, tensors, sources)
+    return loop()
+
+
+def result(call: Call, begun: Start, emit_port: Port, ended: End, executor: str = "native") -> Result:
     """What the loop returns."""
     loop_state = None if begun.loop_state is None else ended.tree("loop_state")
     return outcome(
@@ -104,7 +110,7 @@ def result(call: Call, begun: Start, emit_port: Port, ended: End) -> Result:
         ended.finished,
         ended.tree("state"),
         loop_state,
-        "native",
+        executor,
     )
 
 
@@ -114,7 +120,7 @@ def _sources(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) ->
 
 
 def _with_gradients(
-    bound: Bound,
+    loop: Callable[[], End | None],
     call: Call,
     frame: Frame,
     begun: Start,
@@ -125,7 +131,7 @@ def _with_gradients(
     ended: list[End | None] = []
 
     def forward() -> list[torch.Tensor]:
-        ended.append(bound.run())
+        ended.append(loop())
         return [] if ended[0] is None else ended[0].tensors()
 
     def again(other: Sequence[torch.Tensor]) -> list[torch.Tensor]:

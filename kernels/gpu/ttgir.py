@@ -108,7 +108,8 @@ def _follow(body: list[str], parameters: Origins, yields: dict[int, list[frozens
                 region.found = _union(region.found, given)
         elif operation in _LOADS:
             loads.append((at, origins.get(names[1 if result else 0], NONE)))
-        if result and operation not in ("scf.for", "scf.while", "scf.if"):
+            origins[result or ""] = NONE
+        elif result and operation not in ("scf.for", "scf.while", "scf.if"):
             pointer = "!tt.ptr" in _result_type(line) or "!tt.tensordesc" in _result_type(line)
             origins[result] = frozenset().union(*(origins.get(name, NONE) for name in names[1:])) if pointer else NONE
         if line.startswith("}") and not line.startswith(("} do {", "} else {")) and open_regions:

@@ -35,8 +35,9 @@ from fusedrnn.kernels.gpu.products import halves, own, product, resident, stream
 """
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
-    "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad", "half",
-    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "resident", "streamed", "vector", "halves",
+    "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
+    "half",    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row",
+    "own", "product", "resident", "streamed", "vector", "halves",
     "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
@@ -229,7 +230,7 @@ class _Writer:
     def _column(self, columns: Columns, width: int) -> str:
         """The index of columns, within a tensor of that many."""
         reach = columns.shift + max(columns.width, 1)
-        return columns.index if 0 <= columns.shift and reach <= width else f"tl.minimum(tl.maximum({columns.index}, 0), {width - 1})"
+        return columns.index if columns.shift >= 0 and reach <= width else f"tl.minimum(tl.maximum({columns.index}, 0), {width - 1})"
 
     def _scaled(self, index: str, sizes: Sequence[Any]) -> str:
         strides = [self._size(size) for size in sizes if expression(size) != 1]
@@ -554,9 +555,9 @@ class _Writer:
             "local = flat[None, :]",
             "rows = first_row + local  # of the batch",
             "live = rows < B",
-            "first = col == 0",
-            "counter = counters + grp * 32",
             f"zero = tl.zeros((1, {bb}), tl.int32)",
+            "first = (col + zero) == 0",
+            "counter = counters + grp * 32",
         ]
         for width in sorted(self.widths):
             block = self.sharing.block(width)

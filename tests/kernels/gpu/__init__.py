@@ -1,0 +1,1 @@
+"""Tests of the device library; most run it under the emulator."""

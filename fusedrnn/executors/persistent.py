@@ -1,0 +1,105 @@
+"""The persistent executor: the whole loop as one launch of a Triton kernel. In: a call and its program; out: a `Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..capture.program import Program
+from ..capture.refusal import NotCapturable
+from ..contract import Call, Start
+from ..fallback import log
+from ..frames import Frame
+from ..kernels import gpu
+from ..lowering.gpu.rule import Unlowered
+from ..lowering.gpu.source import kernel_source
+from ..lowering.gpu.step import step_of
+from ..lowering.operators import Unlowered as Undecomposed
+from ..lowering.pipeline import optimised
+from ..result import Result
+from . import native, reference
+
+
+def unavailable() -> str | None:
+    """Why no persistent kernel can run on this machine, in one line; None where one can."""
+    from ..kernels.device import triton
+
+    found = triton()
+    if found.version is None:
+        return f"Triton cannot be imported ({found.reason}); use backend='native', 'stepwise' or 'auto'"
+    if not gpu.EMULATED and not torch.cuda.is_available():
+        return "there is no CUDA device; use backend='native' or 'auto', or set FUSEDRNN_EMULATE=1 to interpret the kernel on the CPU"
+    return None
+
+
+def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
+    """Why the tensors of a call cannot go to a kernel; None where they can."""
+    device = begun.device
+    if device.type != "cuda" and not (gpu.EMULATED and device.type == "cpu"):
+        return NotCapturable(f"persistent kernels run on a CUDA device, this loop is on {device}: move its tensors there")
+    leaves = [*begun.inputs, *begun.state, *(begun.loop_state or ()), *(tensors[place] for place in program.tensors)]
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and leaf.device != device:
+            return NotCapturable(f"the loop is on {device}, but it reads a tensor {[*leaf.shape]} on {leaf.device}: move that there")
+    return None
+
+
+def kernel(program: Program, batch: int, device: torch.device) -> Any:
+    """The program's kernel for a batch size, made when first asked for.
+
+    Raises:
+        NotCapturable: the kernel cannot hold the program, or nothing fits the device.
+    """
+    precision = _precision(device)
+    key = f"persistent {device} {min(max(batch - 1, 0).bit_length(), 8)} {precision}"
+    made = program.plans.get(key)
+    if made is None:
+        try:
+            made = _kernel(program, batch, device, precision)
+        except (Unlowered, Undecomposed) as unlowered:
+            made = NotCapturable(f"{unlowered.reason}; use backend='stepwise', 'native' or 'auto'", unlowered.location)
+        except Exception as error:  # a fault of the lowering must not be one of the loop
+            log.exception("lowering a loop to a persistent kernel failed; this is a bug of fusedrnn")
+            made = NotCapturable(f"lowering failed: {type(error).__name__}: {error}")
+        program.plans[key] = made
+    if isinstance(made, NotCapturable):
+        raise NotCapturable(made.reason, made.location)
+    return made
+
+
+def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Any:
+    from ..kernels.gpu import limits, source  # they import Triton
+    from ..plan.planner import EMULATED, plans
+    from .persistent_call import Kernel
+
+    step = step_of(optimised(program, program.batch, split=True, wide=True))
+    plan = plans(step, batch, EMULATED if device.type == "cpu" else limits.of_device(device), precision)[0]
+    text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
+    return Kernel(program, plan, text, source.load(text.text, "persistent").loop)
+
+
+def _precision(device: torch.device) -> str:
+    """How float32 is multiplied: in full, unless torch's own products are allowed to use tf32."""
+    if device.type == "cpu":
+        return "ieee"
+    return "hilo" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    """Run the loop as one launch, or as a few where no bound on its steps is known. Its backward runs it once more, step by step.
+
+    Raises:
+        NotCapturable: it cannot be lowered, or its tensors are not where a kernel can read them.
+    """
+    from .persistent_call import Bound
+
+    refused = refusal(begun, program, tensors)
+    if refused is not None:
+        raise refused
+    bound = Bound(kernel(program, begun.batch, begun.device), call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+    ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
+    if ended is None:
+        return reference.explain_fault(call, frame, begun, "persistent")
+    return native.result(call, begun, program.emits(begun.batch), ended, "persistent")

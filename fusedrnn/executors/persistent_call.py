@@ -1,0 +1,282 @@
+"""A persistent kernel and the tensors of one call. In: a lowered program, time 0 and the closed-over tensors; out: what the loop leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._sympy.printers import PythonPrinter
+
+from ..capture import ops
+from ..capture.program import Program, Source
+from ..capture.sizes import expression
+from ..contract import Call, Start
+from ..kernels.gpu import launch
+from ..lowering.gpu.packing import packed
+from ..lowering.gpu.source import KernelSource
+from ..lowering.gpu.step import Step
+from ..optimise.bounds import bounds
+from ..optimise.graph import value
+from ..plan.plan import Plan
+from .native_call import ENDLESS, End
+from .prologue import Prologue
+
+_MOST_AHEAD = 1 << 28  # bytes of what is made ahead, and of emits, for one launch
+_FIRST_STEPS = 64  # of a launch where no bound on the steps is known; then twice as many, and so on
+
+Symbols = Mapping[str, int]
+Size = Callable[[Symbols], int]
+
+
+class Kernel:
+    """A program, lowered for a plan.
+
+    Args:
+        program: as captured.
+        plan: how it is laid out.
+        source: the text.
+        function: the kernel.
+    """
+
+    def __init__(self, program: Program, plan: Plan, source: KernelSource, function: Any) -> None:
+        self.program, self.plan, self.source, self.function = program, plan, source, function
+        step = plan.schedule.step
+        module = step.made.module
+        entries = dict(source.externals)
+        self.ahead = _Ahead(step, entries) if source.hoisted else None
+        for tile, name in source.weights:
+            entries[self._packed_node(module.graph, plan, tile)] = name
+        self.prologue = Prologue(module, step.made.program.sources, entries, {}, lambda tensor: tensor)
+        self._names: set[str] = set()
+        self.sizes = {name: self.size(_Symbol(name)) for name in source.symbols}
+        self.tables = {place: self.size(size) for place, size in step.made.moved.tables.items()}
+        self.bounds = [self.size(bound) for bound in bounds(program)]
+        self.emits = [
+            ((target.kind, target.place), name, [self.size(size) for size in value(node).shape], value(node).dtype)
+            for target, node, name in source.emits
+        ]
+        self.places = {name: program.symbols.get(name) for name in self._names}
+
+    def _packed_node(self, graph: Graph, plan: Plan, tile: Any) -> Node:
+        sharing = plan.schedule.sharing
+        segments = tuple((begin, sharing.block(product.width), sharing.is_whole(product.width)) for product, begin in tile.segments)
+        split = plan.precision == "hilo" and tile.dtype == torch.float32
+        output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        weights = [product.weight for product, _ in tile.segments]
+        with graph.inserting_before(output):
+            node = graph.call_function(packed, (weights, segments, sharing.programs, tile.rows, tile.inner, tile.dtype, split))
+        node.meta["val"] = value(tile.segments[0][0].weight)
+        return node
+
+    def size(self, size: Any) -> Size:
+        """A size as a function of the symbols."""
+        if isinstance(size, _Symbol):
+            self._names.add(size.name)
+            return lambda symbols: symbols[size.name]
+        expr = size if hasattr(size, "free_symbols") else expression(size)
+        if expr.is_Integer:
+            number = int(expr)
+            return lambda _: number
+        names = sorted(map(str, expr.free_symbols))
+        self._names.update(names)
+        function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}")
+        return lambda symbols: int(function(*[symbols[name] for name in names]))
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    name: str
+
+
+class _Ahead:
+    """What depends on the time alone and is made before the loop, for several steps at once."""
+
+    def __init__(self, step: Step, entries: dict[Node, str]) -> None:
+        graph = step.made.module.graph
+        self.nodes = list(step.hoisted)
+        needed: set[Node] = set()
+        waiting = list(self.nodes)
+        while waiting:
+            node = waiting.pop()
+            if node not in needed and node not in step.invariant:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        inputs = [node for node in graph.nodes if node in step.invariant and any(user in needed for user in node.users)]
+        inputs = [node for node in inputs if isinstance(value(node), torch.Tensor)]
+        self.inputs = [entries.setdefault(node, f"q_{node.name}") for node in inputs]
+        part = Graph()
+        clock = part.placeholder("time")
+        copies = {node: part.placeholder(name) for node, name in zip(inputs, self.inputs, strict=True)}
+        self._loops = False
+        for node in graph.nodes:
+            if node in copies:
+                continue
+            if node.op == "placeholder":
+                copies[node] = clock
+            elif node in needed or (node in step.invariant and any(user in needed for user in node.users)):
+                copies[node] = part.node_copy(node, copies.__getitem__)
+                if node.target is ops.read:
+                    copies[node].target = _read
+                self._loops |= node.target in ops.PYTHON and node.target is not ops.read
+        part.output(tuple(copies[node] for node in self.nodes))
+        self._function = GraphModule(step.made.module, part).forward
+
+    def bytes_per_step(self, sizes: Callable[[Any], int]) -> int:
+        return sum(_numel([sizes(size) for size in value(node).shape]) * value(node).dtype.itemsize for node in self.nodes)
+
+    def made(self, begin: int, steps: int, tensors: Mapping[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        """What steps from ``begin`` on read, ``[steps, ...]`` each."""
+        times = torch.arange(begin + 1, begin + steps + 1, dtype=torch.int32, device=device)
+        inputs = [tensors[name] for name in self.inputs]
+        if self._loops:  # draws know their time as a Python number
+            made = [self._function(time, *inputs) for time in times.unbind()]
+            return [torch.stack(parts) for parts in zip(*made, strict=True)]
+        in_dims = (0, *[None] * len(inputs))
+        return [made.contiguous() for made in torch.vmap(self._function, in_dims=in_dims)(times, *inputs)]
+
+
+def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """``x.select(dim, index)``, past the end the last element, without looking at the index."""
+    size = x.shape[dim]
+    index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
+    return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
+
+
+def _numel(sizes: Sequence[int]) -> int:
+    return torch.Size(sizes).numel()
+
+
+class Fault(Exception):
+    """A row looked where there is nothing."""
+
+
+class Bound:
+    """A persistent loop and the tensors that it reads. Each `run` makes what it writes."""
+
+    def __init__(self, kernel: Kernel, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None) -> None:
+        self.kernel, self.call, self.begun = kernel, call, begun
+        self.symbols = {name: begun.batch if at is None else tensors[at[0]].shape[at[1]] for name, at in kernel.places.items()}
+        device = begun.device
+        tokens = {}
+        for place, size in kernel.tables.items():
+            first = size(self.symbols)
+            tokens[place] = torch.arange(first, first + begun.batch, device=device)
+        self.leaves: dict[str, Any] = {
+            "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [], "token": tokens,
+        }  # fmt: skip
+        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs)}
+        given |= {Source("initial token", place): leaf for place, leaf in tokens.items()}
+        if seed is not None:
+            given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
+        self.before = {name: tensors[place].detach().contiguous() for name, place in kernel.prologue.direct}
+        with torch.no_grad():
+            self.before |= dict(kernel.prologue.tensors(tensors, given))
+        step = kernel.plan.schedule.step
+        sunk = step.made.sunk
+        self._after = {
+            place: (module, [tensors[read.place].detach() for read in sunk.sources[place]]) for place, module in sunk.modules.items()
+        }
+        self.limit = ENDLESS if call.max_steps is None else call.max_steps
+        self.bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
+
+    def run(self) -> End | None:
+        """The loop; None where a row looked where there is nothing.
+
+        Raises:
+            RuntimeError: programs waited for one another in vain.
+        """
+        kernel, begun, plan = self.kernel, self.begun, self.kernel.plan
+        batch, device = begun.batch, begun.device
+        carried = [self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().contiguous() for entry in kernel.source.leaves]
+        done = begun.finished.to(torch.int32)
+        lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        pieces: list[list[torch.Tensor]] = []
+        begin, steps, error = 0, self._first_steps(), torch.zeros(2, dtype=torch.int32, device=device)
+        while True:
+            steps = min(steps, self.bound - begin)
+            emits = [torch.empty((steps, *[size(self.symbols) for size in sizes]), dtype=dtype, device=device)
+                     for _, _, sizes, dtype in kernel.emits]  # fmt: skip
+            after = [torch.empty_like(leaf) for leaf in carried]
+            done_after, lengths_after = torch.empty_like(done), torch.empty_like(lengths)
+            tensors = dict(self.before)
+            if kernel.ahead is not None:
+                with torch.no_grad():
+                    tensors |= zip(kernel.source.hoisted.values(), kernel.ahead.made(begin, steps, self.before, device), strict=True)
+                for name in kernel.ahead.inputs:
+                    if name not in kernel.source.pointers:
+                        del tensors[name]
+            tensors |= zip((name for _, name, _, _ in kernel.emits), emits, strict=True)
+            for entry, old, new in zip(kernel.source.leaves, carried, after, strict=True):
+                tensors[entry.initial], tensors[entry.final] = old, new
+            tensors |= {"done_in": done, "done_out": done_after, "lengths_in": lengths, "lengths_out": lengths_after, "error": error}
+            outputs = [*[name for _, name, _, _ in kernel.emits], *[entry.final for entry in kernel.source.leaves]]
+            rows = plan.batch_tile * plan.groups(batch)
+            for first_row in range(0, batch, rows):
+                self._launch(tensors, [*outputs, "done_out", "lengths_out", "error"], first_row, begin, begin + steps)
+            pieces.append(emits)
+            carried, done, lengths = after, done_after, lengths_after
+            begin += steps
+            if begin >= self.bound or bool(done.all()):
+                break
+            steps = min(2 * steps, self._most_steps())
+        late, bad = error.tolist()
+        if late:
+            raise RuntimeError("programs of a persistent kernel waited for one another in vain: was the device shared or reset?")
+        if bad:
+            return None
+        return self._end(pieces, carried, done, lengths)
+
+    def _launch(self, tensors: dict[str, torch.Tensor], outputs: list[str], first_row: int, begin: int, until: int) -> None:
+        kernel, plan, device = self.kernel, self.kernel.plan, self.begun.device
+        groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
+        padded = groups * plan.batch_tile
+        scratch = {name: _scratch((2, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges}
+        scratch |= {name: torch.empty((2, plan.programs, padded), dtype=torch.int64, device=device) for name in kernel.source.keys}
+        scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
+        numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
+        numbers |= {name: size(self.symbols) for name, size in kernel.sizes.items()}
+        launch.launch(kernel.function, (plan.programs, groups), tensors | scratch, numbers, plan.precision, plan.options, outputs=outputs)
+
+    def _first_steps(self) -> int:
+        return min(self.bound, self._most_steps()) if self.bound < ENDLESS else min(_FIRST_STEPS, self._most_steps())
+
+    def _most_steps(self) -> int:
+        """The most steps of one launch: as many as there is memory for what is made ahead and emitted."""
+        kernel = self.kernel
+        size = sum(_numel([of(self.symbols) for of in sizes]) * dtype.itemsize for _, _, sizes, dtype in kernel.emits)
+        if kernel.ahead is not None:
+            if self.call.parallel_iterations is not None:
+                return int(self.call.parallel_iterations)
+            size += kernel.ahead.bytes_per_step(lambda extent: self.kernel.size(extent)(self.symbols))
+        return max(_MOST_AHEAD // max(int(size), 1), 1)
+
+    def _end(self, pieces: list[list[torch.Tensor]], carried: list[torch.Tensor], done: torch.Tensor, lengths: torch.Tensor) -> End:
+        steps = int(lengths.max())
+        made = {}
+        for place, (key, _, _, _) in enumerate(self.kernel.emits):
+            parts = [piece[place] for piece in pieces]
+            made[key] = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
+        for place, (module, tensors) in self._after.items():
+            stored = made.pop(("stored", place))
+            with torch.no_grad():
+                emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
+                over = torch.arange(len(emit), dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
+                made["emit", place] = emit.masked_fill_(over.unsqueeze(-1), 0)
+        leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or [])}
+        for entry, leaf in zip(self.kernel.source.leaves, carried, strict=True):
+            if entry.leaf.returned:
+                leaves[entry.leaf.source.kind][entry.leaf.source.place] = leaf
+        return End(steps, made, leaves, (), lengths, done.bool())
+
+
+def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for exchanges; what it held before does not matter, and with FUSEDRNN_EMULATE=1 it holds NaN, to show that."""
+    scratch = torch.empty(shape, dtype=dtype, device=device)
+    return scratch.fill_(float("nan")) if launch_is_emulated(device) and dtype.is_floating_point else scratch
+
+
+def launch_is_emulated(device: torch.device) -> bool:
+    return device.type == "cpu"

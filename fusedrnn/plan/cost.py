@@ -1,0 +1,99 @@
+"""What a step costs on a device: a model, not a measurement. In: a schedule and a batch tile; out: microseconds a step, with their parts.
+
+A step is as long as its slowest program: barriers, the exchanged vectors that are read through the level-2 cache, products at the rate of
+the tensor cores or of the shared memory that holds the weights, whichever is slower, and pointwise work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.gpu.limits import Limits
+from ..lowering.gpu.schedule import Schedule, Tile
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the model multiplies with; `python -m bench gpu` measures the first two on a device.
+
+    Attributes:
+        barrier: microseconds of a group's barrier with a counter (DESIGN: 0.4 for the exchange of a flag, 0.4 more for the counter).
+        l2: bytes a microsecond of all programs together from the level-2 cache.
+        shared: bytes a microsecond of one multiprocessor from its shared memory (128 a cycle).
+        tensor: multiply-adds a microsecond of one multiprocessor in bf16.
+        pointwise: microseconds for each 1,024 elements of a program's tile that go through a cell's pointwise part.
+    """
+
+    barrier: float = 0.8
+    l2: float = 5.5e6
+    shared: float = 128 * 1700.0
+    tensor: float = 3.7e6
+    pointwise: float = 0.12
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds of a step, by what takes them."""
+
+    barriers: float
+    exchange: float
+    products: float
+    streaming: float
+    pointwise: float
+
+    @property
+    def total(self) -> float:
+        return self.barriers + self.exchange + self.products + self.streaming + self.pointwise
+
+
+def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rates: Rates = Rates()) -> Cost:  # frozen
+    """The cost of a step of one launch.
+
+    Args:
+        groups: that run at once.
+        split: float32 products are three products of tf32.
+    """
+    programs = schedule.sharing.programs * groups
+    products = streaming = exchange = 0.0
+    for tile in schedule.tiles:
+        times = _times(tile, split)
+        if tile.exchange is not None:
+            exchange += programs * batch_tile * tile.inner * tile.dtype.itemsize / rates.l2
+        from_shared = tile.bytes * (2 if times > 1 else 1) / rates.shared
+        products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, from_shared if tile.resident else 0.0)
+        if not tile.resident:
+            streaming += programs * tile.bytes * (2 if times > 1 else 1) / rates.l2
+    barriers = 0.0 if schedule.sharing.programs == 1 else rates.barrier * len(schedule.barriers)
+    widths = [leaf.width for leaf in schedule.step.leaves if leaf.width is not None]
+    elements = sum(schedule.sharing.block(width) for width in widths) * batch_tile
+    return Cost(barriers, exchange, products, streaming, rates.pointwise * (elements / 1024) + 0.1)
+
+
+def _times(tile: Tile, split: bool) -> int:
+    return 3 if split and tile.dtype == torch.float32 else 1
+
+
+def _rate(tile: Tile) -> float:
+    """Times as long as in bf16."""
+    return 2.0 if tile.dtype == torch.float32 else 1.0
+
+
+def shared_bytes(schedule: Schedule, batch_tile: int, split: bool) -> int:
+    """What a program needs of shared memory, about: resident weights, the chunks of a vector, a tile on its way to other registers."""
+    total = 0
+    for tile in schedule.tiles:
+        halves = 2 if _times(tile, split) > 1 else 1
+        total += tile.bytes * halves if tile.resident else 2 * tile.rows * tile.chunk * tile.dtype.itemsize * halves
+    staged = max((_staged(tile, batch_tile) * (2 if _times(tile, split) > 1 else 1) for tile in schedule.tiles), default=0)
+    turned = max((tile.rows * batch_tile * 4 for tile in schedule.tiles), default=0)
+    return total + max(staged, turned)
+
+
+def _staged(tile: Tile, batch_tile: int) -> int:
+    return tile.inner * batch_tile * tile.dtype.itemsize
+
+
+def fits(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> bool:
+    return shared_bytes(schedule, batch_tile, split) <= limits.shared_bytes - 2048

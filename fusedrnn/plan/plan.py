@@ -1,0 +1,76 @@
+"""A plan as a value: what the launcher, the lowering and `explain` read. In: the planner's choices; out: themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.gpu.launch import Options
+from ..lowering.gpu.schedule import Schedule
+from .cost import Cost, shared_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a persistent kernel.
+
+    Attributes:
+        schedule: the phases, with the programs of a group and the blocks of columns.
+        batch_tile: the rows of a group, a power of two.
+        most_groups: that fit on the device at once; more rows run one after another.
+        precision: of float32 products: "ieee" (emulated), "hilo" (full) or "tf32".
+        options: of the compiler.
+        cost: of a step, by the model.
+        device: whose limits it fits.
+    """
+
+    schedule: Schedule
+    batch_tile: int
+    most_groups: int
+    precision: str
+    options: Options
+    cost: Cost
+    device: str
+
+    @property
+    def microseconds(self) -> float:
+        """Of a step, by the model."""
+        return self.cost.total
+
+    @property
+    def programs(self) -> int:
+        return self.schedule.sharing.programs
+
+    def groups(self, batch: int) -> int:
+        """The groups of one launch."""
+        return min(-(-batch // self.batch_tile), self.most_groups)
+
+    def lines(self, batch: int) -> list[str]:
+        """The plan as text, for the source's header and `explain`."""
+        schedule, cost = self.schedule, self.cost
+        groups = self.groups(batch)
+        lines = [
+            f"A loop as one launch: {groups} groups of {self.programs} programs, {self.batch_tile} rows a group "
+            f"({self.options.warps} warps, {self.device}).",
+            f"{schedule.phases} phases and {len(schedule.barriers)} barriers a step.",
+        ]
+        for tile in schedule.tiles:
+            parts = " + ".join(f"[{product.inner}, {product.width}]" for product, _ in tile.segments)
+            where = "resident" if tile.resident else "streamed"
+            lines.append(f"{tile.name}: {parts} as [{tile.rows}, {tile.inner}] {_name(tile.dtype)} a program, {tile.bytes} bytes, {where}.")
+        lines += [
+            f"{exchange.name}: a vector of {exchange.width} {_name(exchange.dtype)}, published behind phase {exchange.phase}."
+            for exchange in schedule.exchanges
+        ]
+        shared = shared_bytes(schedule, self.batch_tile, self.precision == "hilo")
+        lines.append(f"Shared memory about {shared} bytes a program.")
+        lines.append(
+            f"Model: {cost.total:.2f} us a step: barriers {cost.barriers:.2f}, exchange {cost.exchange:.2f}, products {cost.products:.2f}, "
+            f"streaming {cost.streaming:.2f}, pointwise {cost.pointwise:.2f}."
+        )
+        return lines
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,92 @@
+"""Chooses how a step is laid out. In: a step, a batch size, the limits of a device; out: plans, the best by the model first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..kernels.gpu.launch import Options
+from ..kernels.gpu.limits import Limits
+from ..lowering.gpu.rule import Unlowered
+from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
+from ..lowering.gpu.step import Step
+from ..optimise.graph import value
+from .cost import fits, step_cost
+from .plan import Plan
+
+EMULATED = Limits("emulated", 0, 4, 227 << 10, 65536, 255, 1024, 50 << 20, 1e11)  # few programs: each is a process
+_BATCH_TILES = (16, 32, 64, 128)
+_BLOCKS = (4, 8, 16, 32, 64, 128, 256)
+_CHUNK = 128
+_WGMMA_ROWS = 64  # fewer rows of a tile than that are multiplied warp by warp, on any device
+_MOST_ACCUMULATORS = 64  # registers a thread that a tile's results may take
+
+
+def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
+    """All layouts that fit, the fastest by the model first.
+
+    Args:
+        precision: of float32 products: "ieee", "hilo" or "tf32".
+
+    Raises:
+        Unlowered: no layout fits.
+    """
+    one_group = needs_one_group(step)
+    found = [plan for plan in _candidates(step, batch, limits, precision) if one_group is None or plan.batch_tile >= batch]
+    if not found and one_group is not None and batch > _BATCH_TILES[-1]:
+        raise Unlowered(None, f"{one_group}, so all {batch} rows would have to run in one group, which has {_BATCH_TILES[-1]} at most")
+    if not found:
+        raise Unlowered(None, f"no layout fits {limits.name}: its weights need more than the shared memory of {limits.sms} multiprocessors")
+    return sorted(found, key=lambda plan: plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))))
+
+
+def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Iterator[Plan]:
+    split = precision == "hilo"
+    tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), 16)]
+    for sharing in _sharings(step, limits):
+        found = schedule(step, sharing, _CHUNK)
+        for batch_tile in tiles:
+            for resident in (True, False):
+                for tile in found.tiles:
+                    tile.resident = resident
+                if not fits(found, batch_tile, split, limits):
+                    continue
+                warps = _warps(found, batch_tile)
+                if warps is None:
+                    break
+                groups = max(limits.sms // sharing.programs, 1)
+                cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
+                maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
+                yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
+                break
+            found = schedule(step, sharing, _CHUNK)  # a plan owns its schedule
+
+
+def _warps(found: Schedule, batch_tile: int) -> int | None:
+    """The warps of a program; None where a tile's results do not fit into its registers."""
+    most = max((tile.rows * batch_tile for tile in found.tiles), default=0)
+    warps = 4 if most <= 32 * 4 * 32 else 8
+    return warps if most <= 32 * warps * _MOST_ACCUMULATORS else None
+
+
+def _sharings(step: Step, limits: Limits) -> Iterator[Sharing]:
+    """Numbers of programs for the widest vector that products read, and which narrow ones every program computes for itself."""
+    if limits is EMULATED:
+        yield Sharing(2)
+        return
+    widths = {product.inner for product in step.products.values()} or {leaf.width for leaf in step.leaves if leaf.width}
+    widest = max(widths, default=1)
+    read = frozenset(step.width(node.args[0]) or 1 for node in step.argmaxes)
+    seen: set[tuple[int, frozenset[int]]] = set()
+    for programs in [1, *[-(-widest // block) for block in _BLOCKS]]:
+        if programs > limits.sms or (programs == 1 and widest > 256):
+            continue
+        for replicated in (frozenset[int](), frozenset(width for width in read if width <= 256)):
+            if (programs, replicated) not in seen and not (programs == 1 and replicated):
+                seen.add((programs, replicated))
+                yield Sharing(programs, replicated, _WGMMA_ROWS if limits.arch >= 90 and _half(step) else 16)
+
+
+def _half(step: Step) -> bool:
+    return any(value(product.left).dtype in (torch.float16, torch.bfloat16) for product in step.products.values())

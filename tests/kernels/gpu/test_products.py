@@ -1,0 +1,102 @@
+"""Products of resident and streamed weights are torch's, in each precision and for widths that fill no chunk."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from fusedrnn.kernels import gpu  # before Triton, which it tells to interpret
+
+if not gpu.EMULATED:
+    pytest.skip("Triton does not interpret in this process", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from fusedrnn.kernels.gpu import emulator
+from fusedrnn.kernels.gpu.products import halves, own, product, resident, streamed, vector
+
+
+@triton.jit
+def multiply(
+    w, x, out, far, M: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WIDTH: tl.constexpr, PREC: tl.constexpr, RESIDENT: tl.constexpr
+):
+    m, k, rows = tl.arange(0, M), tl.arange(0, KC), tl.arange(0, 16)
+    hs = vector(x, rows, k, WIDTH, K, KC, PREC)
+    z = tl.zeros((M, 16), tl.float32)
+    if RESIDENT:
+        ws = resident(w, far, m, k, K, KC, PREC)
+        z = product(ws, hs, z, K // KC, PREC)
+    else:
+        z = streamed(w, far, m, k, hs, z, K, KC, PREC)
+    tl.store(out + m[:, None] * 16 + rows[None, :], z)
+
+
+def multiplied(w, x, precision, *, chunk, resident=True):
+    """``w`` ``[M, K]`` and ``x`` ``[16, WIDTH]``, of which K - WIDTH columns are missing."""
+    (m, k), width = w.shape, x.shape[1]
+    packed = w
+    if precision == "hilo":
+        top = (w.view(torch.int32) & -8192).view(torch.float32)
+        packed = torch.stack([top, w - top])
+    out = torch.full((m, 16), float("nan"))
+    constants = {"M": m, "K": k, "KC": chunk, "WIDTH": width, "PREC": precision, "RESIDENT": resident}
+    emulator.run(multiply, (1, 1), {"w": packed, "x": x, "out": out, "far": w.numel()}, constants, outputs=["out"])
+    return out
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("width", [64, 50, 32, 7])
+def test_float32_is_exact_to_its_rounding(width, resident):
+    w, x = torch.randn(32, 64), torch.randn(16, width)
+    wanted = w[:, :width].double() @ x.double().T
+    for precision, error in (("ieee", 1e-5), ("hilo", 3e-5), ("tf32", 3e-2)):
+        assert (multiplied(w, x, precision, chunk=32, resident=resident).double() - wanted).abs().max() < error
+    assert (multiplied(w, x, "tf32", chunk=32).double() - wanted).abs().max() > 1e-4  # so that hilo's accuracy says something
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precisions_sum_in_float32(dtype):
+    w, x = torch.randn(32, 64).to(dtype), torch.randn(16, 64).to(dtype)
+    torch.testing.assert_close(multiplied(w, x, "tf32", chunk=16), (w.double() @ x.double().T).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_alone_has_the_same_bits():
+    w, x = torch.randn(32, 64), torch.randn(16, 64)
+    alone = torch.zeros_like(x)
+    alone[3] = x[3]
+    assert torch.equal(multiplied(w, alone, "hilo", chunk=32)[:, 3], multiplied(w, x, "hilo", chunk=32)[:, 3])
+
+
+def test_rows_that_are_not_finite_stay_by_themselves():
+    w, x = torch.randn(32, 64), torch.randn(16, 64)
+    x[5, 3], x[6, 9] = float("nan"), float("inf")
+    good = [row for row in range(16) if row not in (5, 6)]
+    z = multiplied(w, x, "hilo", chunk=32)
+    assert z[:, 5].isnan().all()
+    assert z[:, good].isfinite().all()
+
+
+@triton.jit
+def parts(x, whole, upper, lower, PREC: tl.constexpr):
+    m, rows = tl.arange(0, 16), tl.arange(0, 16)
+    at = m[:, None] * 16 + rows[None, :]
+    tile = tl.load(x + at)
+    total = tl.zeros((16, 16), tl.float32)
+    chunks = own(tile, PREC)
+    for j in tl.static_range(0, 2 if PREC == "hilo" else 1):
+        total += chunks[j]
+    tl.store(whole + at, total)
+    high, low = halves(tile, 8, 16)
+    half = tl.arange(0, 8)[:, None] * 16 + rows[None, :]
+    tl.store(upper + half, high)
+    tl.store(lower + half, low)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "hilo"])
+def test_a_vector_held_whole_and_halves(precision):
+    x = torch.randn(16, 16)
+    whole, upper, lower = torch.zeros(16, 16), torch.zeros(8, 16), torch.zeros(8, 16)
+    tensors = {"x": x, "whole": whole, "upper": upper, "lower": lower}
+    emulator.run(parts, (1, 1), tensors, {"PREC": precision}, outputs=list(tensors))
+    assert torch.equal(whole, x)
+    assert torch.equal(torch.cat([upper, lower]), x)
