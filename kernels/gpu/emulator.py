@@ -75,7 +75,7 @@ def run(
             for name, value in arguments.items()
         }
         ranges = Ranges((tensor.data_ptr(), tensor.data_ptr() + extent(tensor), name) for name, tensor in used.items())
-        with interpreter.patched(kernel, grid, ranges) as builder:
+        with interpreter.patched(grid, ranges) as builder:
 
             def program(place: tuple[int, int]) -> None:
                 builder.set_grid_idx(*place, 0)

@@ -59,7 +59,7 @@ class Builder(interpreter.InterpreterBuilder):
         if lhs.dtype.scalar != tl.bfloat16:
             return super().binary_op(lhs, rhs, op)
         result = op(_wide(lhs).data, _wide(rhs).data)
-        return TensorHandle(result if result.dtype == np.bool_ else _narrow(result), tl.bfloat16)
+        return TensorHandle(result, tl.int1) if result.dtype == np.bool_ else TensorHandle(_narrow(result), tl.bfloat16)
 
     def unary_op(self, arg: TensorHandle, op: Callable[..., Any]) -> TensorHandle:
         if arg.dtype.scalar != tl.bfloat16:
@@ -174,13 +174,13 @@ def prepare(kernel: Any) -> None:
 _patches: list[tuple[object, str, object]] = []
 
 
-def _patch(kernel: Any) -> Any:
-    """Triton's own patches of its language. It looks for what to patch each time, which takes longer than a small kernel."""
+def _patch() -> Any:
+    """Triton's own patches of its language. It looks for what to patch in every call, which takes longer than a small kernel."""
     if not _patches:
-        for function in (kernel, tl.zeros):  # its own language, and that of Triton's standard functions
-            scope = interpreter._patch_lang(function.fn)
-            _patches.extend((owner, name, inspect.getattr_static(owner, name)) for owner, name, _ in scope._changes)
-            scope.restore()
+        user = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})  # of both: Triton's own functions go by core
+        scope = interpreter._patch_lang(user)
+        _patches.extend((owner, name, inspect.getattr_static(owner, name)) for owner, name, _ in scope._changes)
+        return scope
     scope = interpreter._LangPatchScope()
     for owner, name, value in _patches:
         scope.set_attr(owner, name, value)
@@ -188,12 +188,12 @@ def _patch(kernel: Any) -> Any:
 
 
 @contextlib.contextmanager
-def patched(kernel: Any, grid: tuple[int, int], ranges: Ranges) -> Iterator[Builder]:
+def patched(grid: tuple[int, int], ranges: Ranges) -> Iterator[Builder]:
     """Triton's language stands for the corrected interpreter within, and for itself again after."""
     builder = interpreter.interpreter_builder
     plain, call = type(builder), interpreter.InterpretedFunction.__call__
     options = builder.options
-    scope = _patch(kernel)
+    scope = _patch()
     try:
         builder.__class__ = Builder
         builder.options = dataclasses.replace(options, sanitize_overflow=False)  # integers wrap around, as on the device

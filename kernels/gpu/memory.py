@@ -70,7 +70,7 @@ def share(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for tensor in tensors.values():
         storage = tensor.untyped_storage()
         if storage.nbytes() and storage.data_ptr() not in storages:
-            data = torch.empty(0, dtype=torch.uint8).set_(storage)
+            data = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
             storages[storage.data_ptr()] = size, data
             size += -(-data.numel() // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
     arena = _arena(size)
