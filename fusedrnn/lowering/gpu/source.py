@@ -301,8 +301,6 @@ class _Writer:
         """The products of a tile whose vector this program has whole; the others are there already."""
         tile = self.tile_of[node]
         if tile.exchange is not None:
-            if node in tile.carried:
-                return self._fresh_once(node)
             raise Unlowered(node, "a product that is asked for before its vector is exchanged")
         if tile not in self.tiled:
             self.tiled.add(tile)
@@ -380,13 +378,19 @@ class _Writer:
     def source(self) -> KernelSource:
         schedule = self.schedule
         for tile in schedule.tiles:
-            if tile.exchange is not None:
+            if self._is_ahead(tile):
                 for node in tile.carried:
                     self.names[node, self._own(node)] = self._fresh_once(node)
+            elif tile.exchange is not None and tile.carried:  # nothing is left of the step to wait for: made at the start of the next
+                self._read_and_multiply(tile, "(1 - half)", self.body, {})
         for phase in range(schedule.phases):
             self._phase(phase)
         last = self._end_of_step()
         return self._assembled([*self.body, *last])
+
+    def _is_ahead(self, tile: Tile) -> bool:
+        """Whether a tile's carried products are made in the step before, beside products of that step."""
+        return tile.exchange is not None and bool(tile.carried) and tile.phase < self.schedule.phases
 
     def _phase(self, phase: int) -> None:
         schedule = self.schedule
@@ -497,14 +501,9 @@ class _Writer:
         finished = self._at_own(outputs["finished"])
         self.body.append("lengths = tl.where(done > 0, lengths, time)")
         assigned = [(self._leaf_name(leaf), self._next_of(leaf)) for leaf in self.step.leaves]
-        late = [tile for tile in self.schedule.tiles if tile.exchange is not None and tile.phase == self.schedule.phases]
-        for tile in late:
-            names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
-            self._read_and_multiply(tile, "half", self.body, names)
         lines = [f"{name} = {new}" for name, new in assigned]
-        for tile in self.schedule.tiles:
-            if tile.exchange is not None:
-                lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
+        for tile in filter(self._is_ahead, self.schedule.tiles):
+            lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
         lines.append(f"done = tl.where({finished} | (done > 0), 1, 0)")
         going = "1 - tl.min(done)"
         lines.append(f"going = {going}" if self.alone else f"going = tl.where(late > 0, 0, {going})")
@@ -583,12 +582,14 @@ class _Writer:
         return {self.sharing.block(1)} if any(product.width == 1 for product in self.step.products.values()) else set()
 
     def _first_products(self, programs: int) -> list[str]:
-        """The products of the first step's carried leaves: they are exchanged once before the loop."""
+        """The products of the first step's carried leaves: they are exchanged once before the loop.
+
+        They stand under a condition, so that what addresses the weights is not kept in registers for the loop: four for each wgmma in it.
+        """
         lines: list[str] = []
         exchanges = [exchange for exchange in self.schedule.exchanges if exchange.leaf is not None]
         if not exchanges:
             return lines
-        lines.append("# the carried vectors as the first step finds them")
         for exchange in exchanges:
             assert exchange.leaf is not None
             lines.append(self._store_exchange(exchange, "(t0 & 1)", self._leaf_name(exchange.leaf)))
@@ -596,14 +597,19 @@ class _Writer:
             lines.append("tl.debug_barrier()")
         else:
             lines += ["arrive(counter, ASM)", f"target += {programs}", "late = wait(counter, target, limit, ASM)"]
+        before = []
         for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.carried:
+            if self._is_ahead(tile):
                 names = {product.node: self._fresh_once(product.node) if product.node in tile.carried
                          else self._fresh(f"{product.node.name}_unused") for product, _ in tile.segments}  # fmt: skip
+                for product, _ in tile.segments:
+                    if product.node in tile.carried:
+                        rows = 1 if product.width == 1 else self.sharing.block(product.width)
+                        before.append(f"{names[product.node]} = tl.zeros(({rows}, {self.bb}), tl.float32)")
                 self._read_and_multiply(tile, "(t0 & 1)", lines, names)
         if not self.alone:
             lines.append("going = tl.where(late > 0, 0, going)")
-        return lines
+        return [*before, "if going > 0:  # the carried vectors as the first step finds them", *[f"    {line}" for line in lines]]
 
     def _load_leaf(self, entry: LeafArguments) -> str:
         leaf, name, dtype = entry.leaf, self._leaf_name(entry.leaf), value(entry.leaf.node).dtype
