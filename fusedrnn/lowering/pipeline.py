@@ -51,10 +51,10 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
     program, moved = hoist(program)
     graph = _copy(program.module.graph)
     simplify(graph)
+    if wide:  # before torch takes sums of half precision apart with a rounding
+        canonicalise(graph, _invariant(program, graph), wide=True)
     module = decomposed(graph, program.module, program.sources)
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    invariant = {node for node, source in zip(placeholders, program.sources, strict=True) if source.kind in INVARIANT}
-    canonicalise(module.graph, invariant, split, wide=wide)
+    canonicalise(module.graph, _invariant(program, module.graph), split, wide=wide)
     locality, mixes = located(program, module.graph, batch)
     retires = locality is not None and may_retire(program, module.graph, locality)
     if retires:
@@ -69,6 +69,12 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
         drop_masks(program, module.graph)
     assert locality is not None or not retires
     return Optimised(program, module, locality, mixes, retires, moved, sunk)
+
+
+def _invariant(program: Program, graph: Graph) -> set[Node]:
+    """The placeholders that are the same at every step."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    return {node for node, source in zip(placeholders, program.sources, strict=True) if source.kind in INVARIANT}
 
 
 def _copy(graph: Graph) -> Graph:

@@ -112,7 +112,7 @@ def _follow(body: list[str], parameters: Origins, yields: dict[int, list[frozens
         elif result and operation not in ("scf.for", "scf.while", "scf.if"):
             pointer = "!tt.ptr" in _result_type(line) or "!tt.tensordesc" in _result_type(line)
             origins[result] = frozenset().union(*(origins.get(name, NONE) for name in names[1:])) if pointer else NONE
-        if line.startswith("}") and not line.startswith(("} do {", "} else {")) and open_regions:
+        if line.startswith("}") and not line.startswith(("} do {", "} else {", "})")) and open_regions:  # "})" ends a reduction
             region = open_regions.pop()
             for index, origin in enumerate(region.found):
                 origins[f"{region.result}#{index}"] = origin
