@@ -15,8 +15,8 @@ from fusedrnn.kernels import gpu  # before Triton, which it tells to interpret
 @pytest.fixture(scope="module")
 def rows():
     environment = {name: value for name, value in os.environ.items() if name not in ("FUSEDRNN_EMULATE", "TRITON_INTERPRET")}
-    script = Path(__file__).with_name("compile_loops.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.kernels.gpu.compile_loops"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
