@@ -58,21 +58,17 @@ def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rat
     programs = schedule.sharing.programs * groups
     products = streaming = exchange = 0.0
     for tile in schedule.tiles:
-        times = _times(tile, split)
+        times = 3 if _halves(tile, split) == 2 else 1
         if tile.exchange is not None:
             exchange += programs * batch_tile * tile.inner * tile.dtype.itemsize / rates.l2
-        from_shared = tile.bytes * (2 if times > 1 else 1) / rates.shared
+        from_shared = tile.bytes * _halves(tile, split) / rates.shared
         products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, from_shared if tile.resident else 0.0)
         if not tile.resident:
-            streaming += programs * tile.bytes * (2 if times > 1 else 1) / rates.l2
+            streaming += programs * tile.bytes * _halves(tile, split) / rates.l2
     barriers = 0.0 if schedule.sharing.programs == 1 else rates.barrier * len(schedule.barriers)
     widths = [leaf.width for leaf in schedule.step.leaves if leaf.width is not None]
     elements = sum(schedule.sharing.block(width) for width in widths) * batch_tile
     return Cost(barriers, exchange, products, streaming, rates.pointwise * (elements / 1024) + 0.1)
-
-
-def _times(tile: Tile, split: bool) -> int:
-    return 3 if split and tile.dtype == torch.float32 else 1
 
 
 def _rate(tile: Tile) -> float:
@@ -81,19 +77,38 @@ def _rate(tile: Tile) -> float:
 
 
 def shared_bytes(schedule: Schedule, batch_tile: int, split: bool) -> int:
-    """What a program needs of shared memory, about: resident weights, the chunks of a vector, a tile on its way to other registers."""
-    total = 0
-    for tile in schedule.tiles:
-        halves = 2 if _times(tile, split) > 1 else 1
-        total += tile.bytes * halves if tile.resident else 2 * tile.rows * tile.chunk * tile.dtype.itemsize * halves
-    staged = max((_staged(tile, batch_tile) * (2 if _times(tile, split) > 1 else 1) for tile in schedule.tiles), default=0)
-    turned = max((tile.rows * batch_tile * 4 for tile in schedule.tiles), default=0)
-    return total + max(staged, turned)
+    """What a program needs of shared memory, about: resident weights, and what passes through for the largest product."""
+    resident = sum(tile.bytes * _halves(tile, split) for tile in schedule.tiles if tile.resident)
+    return resident + max((_passing(tile, batch_tile, split) for tile in schedule.tiles), default=0)
 
 
-def _staged(tile: Tile, batch_tile: int) -> int:
-    return tile.inner * batch_tile * tile.dtype.itemsize
+def _halves(tile: Tile, split: bool) -> int:
+    return 2 if split and tile.dtype == torch.float32 else 1
 
 
-def fits(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> bool:
-    return shared_bytes(schedule, batch_tile, split) <= limits.shared_bytes - 2048
+def _passing(tile: Tile, batch_tile: int, split: bool) -> int:
+    """The chunks of the vector, those of a weight that does not stay, or the results on their way to other registers."""
+    of_vector = tile.chunk * batch_tile * tile.dtype.itemsize * _halves(tile, split)
+    if not tile.resident:
+        of_weight = tile.rows * tile.chunk * tile.dtype.itemsize * _halves(tile, split)
+        return max(tile.stages * (of_vector + of_weight), tile.rows * batch_tile * 4)
+    return max(tile.window * of_vector, tile.rows * batch_tile * 4)
+
+
+def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> bool:
+    """Make a schedule fit into the shared memory of a multiprocessor: the largest tiles stay there last. Whether it does then."""
+    most = limits.shared_bytes - 2048
+    for tile in sorted(schedule.tiles, key=lambda tile: -tile.bytes):
+        for resident_tile in schedule.tiles:
+            if resident_tile.resident:
+                resident_tile.window = resident_tile.chunks
+                while shared_bytes(schedule, batch_tile, split) > most and resident_tile.window > 2:
+                    resident_tile.window = -(-resident_tile.window // 2)
+        if shared_bytes(schedule, batch_tile, split) <= most:
+            return True
+        if tile.exchange is None:
+            return False  # what a program has whole it multiplies with what it has whole
+        tile.resident, tile.stages = False, 3
+        while _passing(tile, batch_tile, split) > most // 3 and tile.chunk > 32:
+            tile.chunk //= 2
+    return shared_bytes(schedule, batch_tile, split) <= most

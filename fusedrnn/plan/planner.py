@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..kernels.gpu.launch import Options
 from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
 from ..lowering.gpu.step import Step
-from ..optimise.graph import value
-from .cost import fits, step_cost
+from .cost import fit, step_cost
 from .plan import Plan
 
 EMULATED = Limits("emulated", 0, 4, 227 << 10, 65536, 255, 1024, 50 << 20, 1e11)  # few programs: each is a process
@@ -45,22 +42,15 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
     split = precision == "hilo"
     tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), 16)]
     for sharing in _sharings(step, limits):
-        found = schedule(step, sharing, _CHUNK)
         for batch_tile in tiles:
-            for resident in (True, False):
-                for tile in found.tiles:
-                    tile.resident = resident
-                if not fits(found, batch_tile, split, limits):
-                    continue
-                warps = _warps(found, batch_tile)
-                if warps is None:
-                    break
-                groups = max(limits.sms // sharing.programs, 1)
-                cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
-                maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
-                yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
-                break
             found = schedule(step, sharing, _CHUNK)  # a plan owns its schedule
+            warps = _warps(found, batch_tile)
+            if warps is None or not fit(found, batch_tile, split, limits):
+                continue
+            groups = max(limits.sms // sharing.programs, 1)
+            cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
+            maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
+            yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
 
 
 def _warps(found: Schedule, batch_tile: int) -> int | None:
@@ -85,8 +75,4 @@ def _sharings(step: Step, limits: Limits) -> Iterator[Sharing]:
         for replicated in (frozenset[int](), frozenset(width for width in read if width <= 256)):
             if (programs, replicated) not in seen and not (programs == 1 and replicated):
                 seen.add((programs, replicated))
-                yield Sharing(programs, replicated, _WGMMA_ROWS if limits.arch >= 90 and _half(step) else 16)
-
-
-def _half(step: Step) -> bool:
-    return any(value(product.left).dtype in (torch.float16, torch.bfloat16) for product in step.products.values())
+                yield Sharing(programs, replicated, _WGMMA_ROWS if limits.arch >= 90 else 16)

@@ -30,23 +30,59 @@ def truncated(x):
 
 
 @triton.jit
-def vector(src, rows, k, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, PREC: tl.constexpr):
-    """``x^T`` as a tuple of tiles ``[KC, BB]`` from ``src`` ``[rows, WIDTH]``, past L1: others wrote it. Columns from WIDTH on are zero."""
-    hs = ()
-    lows = ()
-    for j in tl.static_range(0, K // KC):
-        if (j + 1) * KC <= WIDTH:
-            h = tl.load(src + rows[None, :] * WIDTH + j * KC + k[:, None], cache_modifier=".cg")
-        else:
-            h = tl.load(
-                src + rows[None, :] * WIDTH + j * KC + k[:, None], mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg"
-            )
+def chunk(src, rows, k, j: tl.constexpr, WIDTH: tl.constexpr, KC: tl.constexpr):
+    """Columns ``j * KC`` on of ``x^T`` ``[KC, BB]``, from ``src`` ``[rows, WIDTH]``, past L1: others wrote it. Behind WIDTH it is zero."""
+    at = src + rows[None, :] * WIDTH + j * KC + k[:, None]
+    if (j + 1) * KC <= WIDTH:
+        x = tl.load(at, cache_modifier=".cg")
+    else:
+        x = tl.load(at, mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg")
+    return x
+
+
+@triton.jit
+def multiply(ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WINDOW: tl.constexpr, PREC: tl.constexpr):
+    """``acc + W @ x^T`` with a resident weight and an exchanged vector, in the order of its chunks whatever the batch.
+
+    WINDOW chunks are asked for at once: many hide the way to the level-2 cache, all of them may not fit into shared memory.
+    """
+    CHUNKS: tl.constexpr = K // KC
+    P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
+    for begin in tl.static_range(0, CHUNKS, WINDOW):
+        xs = ()
+        for j in tl.static_range(0, WINDOW):
+            if begin + j < CHUNKS:
+                xs = xs + (chunk(src, rows, k, begin + j, WIDTH, KC),)
+        for j in tl.static_range(0, WINDOW):
+            if begin + j < CHUNKS:
+                if PREC == "hilo":
+                    top = truncated(xs[j])
+                    acc = tl.dot(ws[CHUNKS + begin + j], top, acc=acc, input_precision=P)
+                    acc = tl.dot(ws[begin + j], xs[j] - top, acc=acc, input_precision=P)
+                    acc = tl.dot(ws[begin + j], top, acc=acc, input_precision=P)
+                else:
+                    acc = tl.dot(ws[begin + j], xs[j], acc=acc, input_precision=P)
+    return acc
+
+
+@triton.jit
+def streamed(
+    w, far, m, k, src, rows, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr
+):
+    """`multiply` with a weight that does not fit on-chip: it comes through the level-2 cache in every step, STAGES chunks under way."""
+    P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
+    for j in tl.range(0, K // KC, num_stages=STAGES):
+        x = tl.load(src + rows[None, :] * WIDTH + j * KC + k[:, None], mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg")
+        at = w + m[:, None] * K + j * KC + k[None, :]
+        high = tl.load(at)
         if PREC == "hilo":
-            hs = hs + (truncated(h),)
-            lows = lows + (h - truncated(h),)
+            top = truncated(x)
+            acc = tl.dot(tl.load(at + far), top, acc=acc, input_precision=P)
+            acc = tl.dot(high, x - top, acc=acc, input_precision=P)
+            acc = tl.dot(high, top, acc=acc, input_precision=P)
         else:
-            hs = hs + (h,)
-    return hs + lows
+            acc = tl.dot(high, x, acc=acc, input_precision=P)
+    return acc
 
 
 @triton.jit
@@ -59,21 +95,13 @@ def own(x, PREC: tl.constexpr):
 
 
 @triton.jit
-def product(ws, hs, acc, CHUNKS: tl.constexpr, PREC: tl.constexpr):
-    """``acc + W @ x^T`` over the chunks, in their order whatever the batch: a row has the same bits alone and beside others."""
+def product(ws, xs, acc, PREC: tl.constexpr):
+    """`multiply` with a vector that this program holds whole (`own`): one chunk."""
     P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
-    for j in tl.static_range(0, CHUNKS):
-        if PREC == "hilo":
-            acc = tl.dot(ws[CHUNKS + j], hs[j], acc=acc, input_precision=P)
-            acc = tl.dot(ws[j], hs[CHUNKS + j], acc=acc, input_precision=P)
-        acc = tl.dot(ws[j], hs[j], acc=acc, input_precision=P)
-    return acc
-
-
-@triton.jit
-def streamed(w, far, m, k, hs, acc, K: tl.constexpr, KC: tl.constexpr, PREC: tl.constexpr):
-    """`product` with a weight that does not fit on-chip: read through L2 in every step."""
-    return product(resident(w, far, m, k, K, KC, PREC), hs, acc, K // KC, PREC)
+    if PREC == "hilo":
+        acc = tl.dot(ws[1], xs[0], acc=acc, input_precision=P)
+        acc = tl.dot(ws[0], xs[1], acc=acc, input_precision=P)
+    return tl.dot(ws[0], xs[0], acc=acc, input_precision=P)
 
 
 @triton.jit

@@ -73,6 +73,8 @@ class Tile:
         phase: in which it is made.
         carried: the products whose results are for the next step.
         resident: it stays on-chip.
+        window: how many chunks of the vector are read at once.
+        stages: how many chunks of a weight that does not stay are under way.
     """
 
     name: str
@@ -87,6 +89,17 @@ class Tile:
     dtype: torch.dtype
     carried: set[Node] = field(default_factory=set)
     resident: bool = True
+    window: int = 1
+    stages: int = 2
+
+    @property
+    def only_carried(self) -> bool:
+        """Whether all its products are for the next step."""
+        return len(self.carried) == len(self.segments)
+
+    @property
+    def chunks(self) -> int:
+        return self.inner // self.chunk
 
     @property
     def bytes(self) -> int:
@@ -241,9 +254,22 @@ class _Scheduler:
             exchange = key if isinstance(key, Exchange) else None
             source = stripped(products[0].left)
             leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
-            carried = {product.node for product in products if stripped(product.left) in self.leaf_of} if exchange is not None else set()
-            phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in products)
-            found.tiles.append(self._tile(exchange, source, leaf, products, phase, dtype, carried))
+            for joined in self._joined(products):
+                carried = {product.node for product in joined if stripped(product.left) in self.leaf_of} if exchange is not None else set()
+                phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in joined)
+                found.tiles.append(self._tile(exchange, source, leaf, joined, phase, dtype, carried))
+
+    def _joined(self, products: list[Product]) -> list[list[Product]]:
+        """The products of one vector by tiles: together, unless padding to a power of two would make that larger than apart."""
+        by_block: dict[int, list[Product]] = {}
+        for product in products:
+            by_block.setdefault(self.sharing.block(product.width), []).append(product)
+        apart = sum(self._rows(block * len(some)) for block, some in by_block.items())
+        together = self._rows(sum(block * len(some) for block, some in by_block.items()))
+        return [products] if together <= apart else list(by_block.values())
+
+    def _rows(self, used: int) -> int:
+        return max(power_of_two(used), self.sharing.least_rows)
 
     def _tile(
         self, exchange: Exchange | None, left: Node, leaf: CarriedLeaf | None, products: list[Product], phase: int,
@@ -259,8 +285,8 @@ class _Scheduler:
         if exchange is not None:
             chunk = min(self.chunk, inner)
             inner = -(-products[0].inner // chunk) * chunk
-        rows = max(power_of_two(begin), self.sharing.least_rows)
-        return Tile(f"w{len(self.found.tiles)}", exchange, left, leaf, segments, rows, inner, chunk, phase, dtype, carried)
+        name = f"w{len(self.found.tiles)}"
+        return Tile(name, exchange, left, leaf, segments, self._rows(begin), inner, chunk, phase, dtype, carried, window=inner // chunk)
 
 
 def needs_one_group(step: Step) -> str | None:

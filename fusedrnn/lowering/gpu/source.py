@@ -31,13 +31,13 @@ from fusedrnn.kernels.gpu.activations import expm1, log1p, sigmoid, tanh  # noqa
 from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F401
 from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
 from fusedrnn.kernels.gpu.integers import floor_divide, remainder  # noqa: F401
-from fusedrnn.kernels.gpu.products import halves, own, product, resident, streamed, vector  # noqa: F401
+from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed  # noqa: F401
 """
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
     "half",    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row",
-    "own", "product", "resident", "streamed", "vector", "halves",
+    "own", "product", "multiply", "resident", "streamed", "halves",
     "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
@@ -309,7 +309,9 @@ class _Writer:
             whole = tile.segments[0][0].inner == tile.inner
             masked = f"tl.where(live, {vector}, 0.0)" if whole else f"tl.where({inside} & live, {vector}, 0.0)"
             self.lines.append(f"{tile.name}_x = own(({masked}).to({types.MEMORY[tile.dtype]}), {self._precision(tile)})")
-            self._multiply(tile, f"{tile.name}_x", self.lines, {})
+            z = self._fresh(f"{tile.name}_z")
+            self.lines.append(f"{z} = product({tile.name}, {tile.name}_x, {self._zeros(tile)}, {self._precision(tile)})")
+            self._take_apart(tile, z, 0, tile.rows, self.lines, {})
         return self.names[node, self._own(node)]
 
     def _fresh_once(self, node: Node) -> str:
@@ -321,20 +323,6 @@ class _Writer:
 
     def _precision(self, tile: Tile) -> str:
         return '"tf32"' if tile.dtype in types.HALVES else "PREC"
-
-    def _multiply(self, tile: Tile, vector: str, lines: list[str], names: dict[Node, str]) -> None:
-        """Write a tile's products of a vector; ``names``: what to call results, by their nodes."""
-        zero = f"tl.zeros(({tile.rows}, {self.bb}), tl.float32)"
-        precision, chunks = self._precision(tile), tile.inner // tile.chunk
-        z = self._fresh(f"{tile.name}_z")
-        if tile.resident:
-            lines.append(f"{z} = product({tile.name}, {vector}, {zero}, {chunks}, {precision})")
-        else:
-            lines.append(
-                f"{z} = streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {vector}, {zero}, "
-                f"{tile.inner}, {tile.chunk}, {precision})"
-            )
-        self._take_apart(tile, z, 0, tile.rows, lines, names)
 
     def _far(self, tile: Tile) -> int:
         return self.sharing.programs * tile.rows * tile.inner
@@ -404,10 +392,12 @@ class _Writer:
             place = list(schedule.reductions).index(node)
             self.body.append(f"tl.store(keys{place} + (half * {self.sharing.programs} + col) * padded + flat, {self._keys(node)})")
         if phase not in schedule.barriers:
+            self._multiply_ahead(phase)
             return
         if not self.alone:
             self.body.append("arrive(counter, ASM)")
         self._emit(phase)  # while the others arrive
+        self._multiply_ahead(phase)
         if self.alone:
             self.body.append("tl.debug_barrier()")
         else:
@@ -432,17 +422,37 @@ class _Writer:
     def _multiply_behind_barrier(self, phase: int) -> None:
         """The products of what the last phase published."""
         for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.phase == phase:
-                names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
-                self._read_and_multiply(tile, "half", self.body, names)
+            if tile.exchange is not None and tile.phase == phase and not tile.only_carried:
+                self._multiply_now(tile)
+
+    def _multiply_ahead(self, phase: int) -> None:
+        """Products for the next step, where this step's do not come with them: they hide the wait for the next barrier."""
+        for tile in self.schedule.tiles:
+            if tile.exchange is not None and tile.phase == phase and tile.only_carried:
+                self._multiply_now(tile)
+
+    def _multiply_now(self, tile: Tile) -> None:
+        names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
+        self._read_and_multiply(tile, "half", self.body, names)
 
     def _read_and_multiply(self, tile: Tile, half: str, lines: list[str], names: dict[Node, str]) -> None:
         exchange = tile.exchange
         assert exchange is not None
-        vector = self._fresh(f"{tile.name}_x")
+        z = self._fresh(f"{tile.name}_z")
         at = f"{exchange.name} + {half} * padded * {exchange.width}"
-        lines.append(f"{vector} = vector({at}, flat, k{tile.chunk}, {exchange.width}, {tile.inner}, {tile.chunk}, {self._precision(tile)})")
-        self._multiply(tile, vector, lines, names)
+        sizes = f"{exchange.width}, {tile.inner}, {tile.chunk}"
+        if tile.resident:
+            text = f"multiply({tile.name}, {at}, flat, k{tile.chunk}, {self._zeros(tile)}, {sizes}, {tile.window}"
+        else:
+            text = (
+                f"streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {at}, flat, {self._zeros(tile)}, {sizes}, "
+                f"{tile.stages}"
+            )
+        lines.append(f"{z} = {text}, {self._precision(tile)})")
+        self._take_apart(tile, z, 0, tile.rows, lines, names)
+
+    def _zeros(self, tile: Tile) -> str:
+        return f"tl.zeros(({tile.rows}, {self.bb}), tl.float32)"
 
     def _publish(self, exchange: Exchange) -> None:
         text = self._next_of(exchange.leaf) if exchange.leaf is not None else self._at_own(exchange.node)
