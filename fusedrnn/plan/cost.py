@@ -76,6 +76,9 @@ def _rate(tile: Tile) -> float:
     return 2.0 if tile.dtype == torch.float32 else 1.0
 
 
+IN_FLIGHT = 64 * 128 * 4  # bytes of a vector asked for at once: 64 registers a thread of 4 warps; twice that spills beside 64 wgmma
+
+
 def shared_bytes(schedule: Schedule, batch_tile: int, split: bool) -> int:
     """What a program needs of shared memory, about: resident weights, and what passes through for the largest product."""
     resident = sum(tile.bytes * _halves(tile, split) for tile in schedule.tiles if tile.resident)
@@ -101,14 +104,27 @@ def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> boo
     for tile in sorted(schedule.tiles, key=lambda tile: -tile.bytes):
         for resident_tile in schedule.tiles:
             if resident_tile.resident:
-                resident_tile.window = resident_tile.chunks
+                resident_tile.window = min(
+                    resident_tile.chunks, max(IN_FLIGHT // (resident_tile.chunk * batch_tile * resident_tile.dtype.itemsize), 1)
+                )
                 while shared_bytes(schedule, batch_tile, split) > most and resident_tile.window > 2:
                     resident_tile.window = -(-resident_tile.window // 2)
         if shared_bytes(schedule, batch_tile, split) <= most:
             return True
         if tile.exchange is None:
             return False  # what a program has whole it multiplies with what it has whole
-        tile.resident, tile.stages = False, 3
-        while _passing(tile, batch_tile, split) > most // 3 and tile.chunk > 32:
-            tile.chunk //= 2
+        _stream(tile, batch_tile, split, most)
     return shared_bytes(schedule, batch_tile, split) <= most
+
+
+def stream(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> None:
+    """Let no exchanged product's weight stay on-chip: for where a resident one spills."""
+    for tile in schedule.tiles:
+        if tile.exchange is not None:
+            _stream(tile, batch_tile, split, limits.shared_bytes - 2048)
+
+
+def _stream(tile: Tile, batch_tile: int, split: bool, most: int) -> None:
+    tile.resident, tile.stages = False, 3
+    while _passing(tile, batch_tile, split) > most // 3 and tile.chunk > 32:
+        tile.chunk //= 2

@@ -9,7 +9,7 @@ from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
 from ..lowering.gpu.step import Step
-from .cost import fit, step_cost
+from .cost import fit, step_cost, stream
 from .plan import Plan
 
 EMULATED = Limits("emulated", 0, 4, 227 << 10, 65536, 255, 1024, 50 << 20, 1e11)  # few programs: each is a process
@@ -43,20 +43,25 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
     tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), 16)]
     for sharing in _sharings(step, limits):
         for batch_tile in tiles:
-            found = schedule(step, sharing, _CHUNK)  # a plan owns its schedule
-            warps = _warps(found, batch_tile)
-            if warps is None or not fit(found, batch_tile, split, limits):
-                continue
-            groups = max(limits.sms // sharing.programs, 1)
-            cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
-            maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
-            yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
+            for resident in (True, False):
+                found = schedule(step, sharing, _CHUNK)  # a plan owns its schedule
+                if not resident:
+                    stream(found, batch_tile, split, limits)
+                warps = _warps(found, batch_tile)
+                if warps is None or not fit(found, batch_tile, split, limits):
+                    break
+                groups = max(limits.sms // sharing.programs, 1)
+                cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
+                maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
+                yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
+                if sharing.programs == 1 or not any(tile.resident and tile.exchange is not None for tile in found.tiles):
+                    break
 
 
 def _warps(found: Schedule, batch_tile: int) -> int | None:
     """The warps of a program; None where a tile's results do not fit into its registers."""
     most = max((tile.rows * batch_tile for tile in found.tiles), default=0)
-    warps = 4 if most <= 32 * 4 * 32 else 8
+    warps = 8 if any(tile.rows >= 2 * _WGMMA_ROWS for tile in found.tiles) or most >= 128 * _MOST_ACCUMULATORS else 4
     return warps if most <= 32 * warps * _MOST_ACCUMULATORS else None
 
 
