@@ -92,8 +92,8 @@ def ended_with_gradients(
     loop: Callable[[], End | None], call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]
 ) -> End | None:
     """What ``loop()`` leaves, as a function of all it depends on where gradients are needed: the backward runs it again, step by step."""
-    sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
-    if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+    if needs_gradients(begun, program, tensors):
+        sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
         return _with_gradients(loop, call, frame, begun, program, tensors, sources)
     return loop()
 
@@ -112,6 +112,12 @@ def result(call: Call, begun: Start, emit_port: Port, ended: End, executor: str 
         loop_state,
         executor,
     )
+
+
+def needs_gradients(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a result may need a gradient."""
+    leaves = _sources(begun, program, tensors)
+    return torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
 
 
 def _sources(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> list[Any]:

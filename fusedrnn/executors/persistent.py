@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import trees
 from ..capture.program import Program
 from ..capture.refusal import NotCapturable
 from ..contract import Call, Start
@@ -20,6 +22,10 @@ from ..lowering.operators import Unlowered as Undecomposed
 from ..lowering.pipeline import optimised
 from ..result import Result
 from . import native, reference
+from .outcome import outcome
+
+if TYPE_CHECKING:
+    from .persistent_call import Launched
 
 
 def unavailable() -> str | None:
@@ -99,7 +105,29 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     if refused is not None:
         raise refused
     bound = Bound(kernel(program, begun.batch, begun.device), call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
-    ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
-    if ended is None:
-        return reference.explain_fault(call, frame, begun, "persistent")
-    return native.result(call, begun, program.emits(begun.batch), ended, "persistent")
+    if begun.device.type == "cpu" or native.needs_gradients(begun, program, tensors):
+        ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
+        if ended is None:
+            return reference.explain_fault(call, frame, begun, "persistent")
+        return native.result(call, begun, program.emits(begun.batch), ended, "persistent")
+    return _under_way(bound.launch(), call, frame, begun, program)
+
+
+def _under_way(launched: Launched, call: Call, frame: Frame, begun: Start, program: Program) -> Result:
+    """The result of a loop that the device may still be running: who asks for emits or lengths waits, and learns then what went wrong."""
+
+    @cache
+    def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        ended = launched.end()
+        if ended is not None:
+            emits = [ended.made["emit", place] for place in range(len(program.emit_port.leaves))]
+            return emits, ended.lengths, ended.finished
+        result = reference.explain_fault(call, frame, begun, "persistent")
+        emits = [leaf.stack() for leaf in trees.flatten(result.emit_ta)[0]]
+        return emits, result.lengths, ~result.truncated
+
+    leaves = launched.leaves()
+    return outcome(
+        call, begun, program.emits(begun.batch), lambda place: made()[0][place], lambda: made()[1], lambda: made()[2],
+        leaves["state"], None if begun.loop_state is None else leaves["loop_state"], "persistent",
+    )  # fmt: skip

@@ -25,6 +25,7 @@ from .native_call import ENDLESS, End
 from .prologue import Prologue
 
 _MOST_AHEAD = 1 << 28  # bytes of what is made ahead, and of emits, for one launch
+_WRITTEN = ("done_out", "lengths_out", "error")
 _FIRST_STEPS = 64  # of a launch where no bound on the steps is known; then twice as many, and so on
 
 Symbols = Mapping[str, int]
@@ -149,10 +150,6 @@ def _numel(sizes: Sequence[int]) -> int:
     return torch.Size(sizes).numel()
 
 
-class Fault(Exception):
-    """A row looked where there is nothing."""
-
-
 class Bound:
     """A persistent loop and the tensors that it reads. Each `run` makes what it writes."""
 
@@ -183,11 +180,15 @@ class Bound:
         self.bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
 
     def run(self) -> End | None:
-        """The loop; None where a row looked where there is nothing.
+        """The loop to its end, which the host waits for; None where a row looked where there is nothing.
 
         Raises:
             RuntimeError: programs waited for one another in vain.
         """
+        return self.launch().end()
+
+    def launch(self) -> Launched:
+        """Start the loop. The host waits for nothing where a bound on the steps is known; else it looks at the flags after each launch."""
         kernel, begun, plan = self.kernel, self.begun, self.kernel.plan
         batch, device = begun.batch, begun.device
         carried = [self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().contiguous() for entry in kernel.source.leaves]
@@ -195,41 +196,40 @@ class Bound:
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         pieces: list[list[torch.Tensor]] = []
         begin, steps, error = 0, self._first_steps(), torch.zeros(2, dtype=torch.int32, device=device)
+        rows = plan.batch_tile * plan.groups(batch)
         while True:
             steps = min(steps, self.bound - begin)
-            emits = [torch.empty((steps, *[size(self.symbols) for size in sizes]), dtype=dtype, device=device)
-                     for _, _, sizes, dtype in kernel.emits]  # fmt: skip
+            emits = [
+                torch.empty((steps, *[size(self.symbols) for size in sizes]), dtype=dtype, device=device)
+                for _, _, sizes, dtype in kernel.emits
+            ]  # fmt: skip
             after = [torch.empty_like(leaf) for leaf in carried]
             done_after, lengths_after = torch.empty_like(done), torch.empty_like(lengths)
-            tensors = dict(self.before)
-            if kernel.ahead is not None:
-                with torch.no_grad():
-                    tensors |= zip(kernel.source.hoisted.values(), kernel.ahead.made(begin, steps, self.before, device), strict=True)
-                for name in kernel.ahead.inputs:
-                    if name not in kernel.source.pointers:
-                        del tensors[name]
-            tensors |= zip((name for _, name, _, _ in kernel.emits), emits, strict=True)
+            tensors = self._made_before(begin, steps) | {name: emit for (_, name, _, _), emit in zip(kernel.emits, emits, strict=True)}
             for entry, old, new in zip(kernel.source.leaves, carried, after, strict=True):
                 tensors[entry.initial], tensors[entry.final] = old, new
             tensors |= {"done_in": done, "done_out": done_after, "lengths_in": lengths, "lengths_out": lengths_after, "error": error}
-            outputs = [*[name for _, name, _, _ in kernel.emits], *[entry.final for entry in kernel.source.leaves]]
-            rows = plan.batch_tile * plan.groups(batch)
             for first_row in range(0, batch, rows):
-                self._launch(tensors, [*outputs, "done_out", "lengths_out", "error"], first_row, begin, begin + steps)
+                self._launch(tensors, first_row, begin, begin + steps)
             pieces.append(emits)
             carried, done, lengths = after, done_after, lengths_after
             begin += steps
-            if begin >= self.bound or bool(done.all()):
-                break
+            if begin >= self.bound or (self.bound >= ENDLESS and bool(done.all())):
+                return Launched(self, pieces, carried, done, lengths, error)
             steps = min(2 * steps, self._most_steps())
-        late, bad = error.tolist()
-        if late:
-            raise RuntimeError("programs of a persistent kernel waited for one another in vain: was the device shared or reset?")
-        if bad:
-            return None
-        return self._end(pieces, carried, done, lengths)
 
-    def _launch(self, tensors: dict[str, torch.Tensor], outputs: list[str], first_row: int, begin: int, until: int) -> None:
+    def _made_before(self, begin: int, steps: int) -> dict[str, torch.Tensor]:
+        """What steps from ``begin`` on read and do not change."""
+        kernel, tensors = self.kernel, dict(self.before)
+        if kernel.ahead is not None:
+            with torch.no_grad():
+                tensors |= zip(kernel.source.hoisted.values(), kernel.ahead.made(begin, steps, self.before, self.begun.device), strict=True)
+            for name in kernel.ahead.inputs:
+                if name not in kernel.source.pointers:
+                    del tensors[name]
+        return tensors
+
+    def _launch(self, tensors: dict[str, torch.Tensor], first_row: int, begin: int, until: int) -> None:
         kernel, plan, device = self.kernel, self.kernel.plan, self.begun.device
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
@@ -238,6 +238,7 @@ class Bound:
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
         numbers |= {name: size(self.symbols) for name, size in kernel.sizes.items()}
+        outputs = [*[name for _, name, _, _ in kernel.emits], *[entry.final for entry in kernel.source.leaves], *_WRITTEN]
         launch.launch(kernel.function, (plan.programs, groups), tensors | scratch, numbers, plan.precision, plan.options, outputs=outputs)
 
     def _first_steps(self) -> int:
@@ -253,30 +254,62 @@ class Bound:
             size += kernel.ahead.bytes_per_step(lambda extent: self.kernel.size(extent)(self.symbols))
         return max(_MOST_AHEAD // max(int(size), 1), 1)
 
-    def _end(self, pieces: list[list[torch.Tensor]], carried: list[torch.Tensor], done: torch.Tensor, lengths: torch.Tensor) -> End:
-        steps = int(lengths.max())
-        made = {}
-        for place, (key, _, _, _) in enumerate(self.kernel.emits):
-            parts = [piece[place] for piece in pieces]
-            made[key] = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
-        for place, (module, tensors) in self._after.items():
-            stored = made.pop(("stored", place))
-            with torch.no_grad():
-                emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
-                over = torch.arange(len(emit), dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
-                made["emit", place] = emit.masked_fill_(over.unsqueeze(-1), 0)
-        leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or [])}
-        for entry, leaf in zip(self.kernel.source.leaves, carried, strict=True):
+    def finish(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""
+        module, tensors = self._after[place]
+        with torch.no_grad():
+            emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
+            over = torch.arange(len(emit), dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
+            made: torch.Tensor = emit.masked_fill_(over.unsqueeze(-1), 0)
+        return made
+
+
+class Launched:
+    """A loop under way on the device.
+
+    Attributes:
+        lengths, done: of the rows, when the device is done.
+    """
+
+    def __init__(
+        self, bound: Bound, pieces: list[list[torch.Tensor]], carried: list[torch.Tensor], done: torch.Tensor, lengths: torch.Tensor,
+        error: torch.Tensor,
+    ) -> None:  # fmt: skip
+        self.bound, self.done, self.lengths = bound, done, lengths
+        self._pieces, self._carried, self._error = pieces, carried, error
+
+    def leaves(self) -> dict[str, list[Any]]:
+        """The final leaves of the state and of loop_state."""
+        begun = self.bound.begun
+        leaves = {"state": list(begun.state), "loop_state": list(begun.loop_state or [])}
+        for entry, leaf in zip(self.bound.kernel.source.leaves, self._carried, strict=True):
             if entry.leaf.returned:
                 leaves[entry.leaf.source.kind][entry.leaf.source.place] = leaf
-        return End(steps, made, leaves, (), lengths, done.bool())
+        return leaves
+
+    def end(self) -> End | None:
+        """What the loop leaves; the host waits for the device. None where a row looked where there is nothing.
+
+        Raises:
+            RuntimeError: programs waited for one another in vain.
+        """
+        late, bad = self._error.tolist()
+        if late:
+            raise RuntimeError("the programs of a persistent kernel waited for one another in vain: its results are not to be used")
+        if bad:
+            return None
+        steps = int(self.lengths.max())
+        made = {}
+        for place, (key, _, _, _) in enumerate(self.bound.kernel.emits):
+            parts = [piece[place] for piece in self._pieces]
+            made[key] = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
+        for kind, place in list(made):
+            if kind == "stored":
+                made["emit", place] = self.bound.finish(place, made.pop((kind, place)), self.lengths)
+        return End(steps, made, self.leaves(), (), self.lengths, self.done.bool())
 
 
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for exchanges; what it held before does not matter, and with FUSEDRNN_EMULATE=1 it holds NaN, to show that."""
     scratch = torch.empty(shape, dtype=dtype, device=device)
-    return scratch.fill_(float("nan")) if launch_is_emulated(device) and dtype.is_floating_point else scratch
-
-
-def launch_is_emulated(device: torch.device) -> bool:
-    return device.type == "cpu"
+    return scratch.fill_(float("nan")) if device.type == "cpu" else scratch
