@@ -17,9 +17,7 @@ from ..frames import Frame
 from ..kernels import gpu
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.source import kernel_source
-from ..lowering.gpu.step import step_of
 from ..lowering.operators import Unlowered as Undecomposed
-from ..lowering.pipeline import optimised
 from ..result import Result
 from . import native, reference
 from .outcome import outcome
@@ -77,11 +75,10 @@ def kernel(program: Program, batch: int, device: torch.device) -> Any:
 
 def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Any:
     from ..kernels.gpu import limits, source  # they import Triton
-    from ..plan.planner import EMULATED, plans
+    from ..plan.planner import EMULATED, planned
     from .persistent_call import Kernel
 
-    step = step_of(optimised(program, program.batch, split=True, wide=True))
-    plan = plans(step, batch, EMULATED if device.type == "cpu" else limits.of_device(device), precision)[0]
+    plan = planned(program, batch, EMULATED if device.type == "cpu" else limits.of_device(device), precision)[0]
     text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
     return Kernel(program, plan, text, source.load(text.text, "persistent").loop)
 

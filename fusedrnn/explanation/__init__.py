@@ -5,7 +5,6 @@ loop_fn is called at time 0 and the step is captured, as running the loop would;
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,7 +26,8 @@ from ..optimise.graph import show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
 from . import cost, text
-from .facts import Choice, Facts, Phase, Product, Refusal, Rows, Step
+from .facts import Choice, Facts, Phase, Product, Refusal, Rows, Step, line_of_code
+from .kernel import kernel
 from .names import Names, Sizes, tensor_names
 from .recognise import Recognised
 
@@ -177,21 +177,15 @@ def _lowered(program: Program) -> tuple[LoopSource | None, Refusal | None]:
     try:
         return loop_source(program, program.batch), None
     except Unlowered as error:
-        return None, Refusal(error.reason, "use an operator that it has, or backend='stepwise'", error.location, _line(error.location))
+        return None, Refusal(
+            error.reason, "use an operator that it has, or backend='stepwise'", error.location, line_of_code(error.location)
+        )
 
 
 def _refusal(reason: str, location: str | None, *, split: bool = True) -> Refusal:
     """A reason is one line: what stands in the way, and after the last colon what to do instead."""
     what, colon, instead = reason.rpartition(": ") if split else (reason, "", "")
-    return Refusal(what, instead, location, _line(location)) if colon else Refusal(reason, None, location, _line(location))
-
-
-def _line(location: str | None) -> str | None:
-    """The text of a line of code."""
-    if location is None:
-        return None
-    name, _, number = location.rpartition(":")
-    return linecache.getline(name, int(number)).strip() or None
+    return Refusal(what, instead, location, line_of_code(location)) if colon else Refusal(reason, None, location, line_of_code(location))
 
 
 def _choice(
@@ -210,18 +204,24 @@ def _choice(
         if unavailable is not None:
             others[name] = _split_at_semicolon(unavailable)
     if refused is not None:
-        for name in ("native", "stepwise"):
-            others[name] = others[name] if name == "native" and name in others else refused
+        for name in ("persistent", "native", "stepwise"):
+            others[name] = others[name] if name != "stepwise" and name in others else refused
     elif "native" not in others:
         native = unlowered or _native_refusal(call, begun, program, tensors)
         if native is not None:
             others["native"] = native
+    if refused is None and "persistent" not in others:
+        persistent = _persistent_refusal(begun, program, tensors)
+        if persistent is not None:
+            others["persistent"] = persistent
     executor, reason = _executor(call, backend, begun, program, refused, others)
     if executor is not None:
         others.pop(executor, None)
     if "native" not in others and executor != "native":
         follows = backend == "auto" and executor == "stepwise"
         others["native"] = Refusal(_FOLLOWS if follows else "another was asked for", _COMPILE_NOW if follows else None)
+    if "persistent" not in others and executor != "persistent":
+        others["persistent"] = Refusal("another was asked for" if backend != "auto" else "emulated, it runs where it is named")
     order = [name for name in executors.BACKENDS if name in others]
     return Choice(backend, executor, reason, {name: others[name] for name in order})
 
@@ -230,6 +230,20 @@ def _native_refusal(call: Call, begun: Start, program: Program | None, tensors: 
     assert program is not None
     refused = executors.native_refusal(call, begun, program, tensors)
     return None if refused is None else _refusal(refused.reason, refused.location, split=False)
+
+
+def _persistent_refusal(begun: Start, program: Program | None, tensors: list[torch.Tensor]) -> Refusal | None:
+    assert program is not None
+    refused = executors.persistent.refusal(begun, program, tensors)
+    if refused is None and begun.device.type == "cpu":  # emulated, any plan fits
+        made = kernel(program, begun.batch, begun.device)
+        return made if isinstance(made, Refusal) else None
+    if refused is None:
+        try:
+            executors.persistent.kernel(program, begun.batch, begun.device)
+        except NotCapturable as error:
+            refused = error
+    return None if refused is None else _refusal(refused.reason, refused.location)
 
 
 def _executor(
@@ -250,6 +264,8 @@ def _executor(
     if backend != "auto":
         return backend, "asked for"
     assert program is not None
+    if begun.device.type == "cuda" and "persistent" not in others:
+        return "persistent", "the whole loop is one launch"
     if "native" in others:
         return "stepwise", "the loop does not run natively"
     if executors.worth_compiling(program):
@@ -289,7 +305,7 @@ def _step(
         costs = cost.cost(source.module.graph, source.program.sources, targets, state, sizes)
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
-        phases, ahead, found.draws, costs,
+        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device),
     )  # fmt: skip
 
 
@@ -312,7 +328,7 @@ def _rows(begun: Start, program: Program, source: LoopSource | None) -> Rows:
         return Rows(begun.batch, fixed, False, None, False, "the step is not lowered, so it is not known where the rows are")
     mixes = None
     if source.mixes is not None:
-        mixes = Refusal(source.mixes.reason, None, source.mixes.location, _line(source.mixes.location))
+        mixes = Refusal(source.mixes.reason, None, source.mixes.location, line_of_code(source.mixes.location))
     why_not = None
     if not source.retires:
         if mixes is not None:

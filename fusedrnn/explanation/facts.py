@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 from dataclasses import dataclass, field
+
+
+def line_of_code(location: str | None) -> str | None:
+    """The text of a ``file:line``."""
+    if location is None:
+        return None
+    name, _, number = location.rpartition(":")
+    return linecache.getline(name, int(number)).strip() or None
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,34 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """The persistent kernel of a loop, as it would be laid out.
+
+    Attributes:
+        device: what it is planned for; ``here``: the loop is on it.
+        groups: that run at once, each of ``programs`` blocks, with ``batch_tile`` rows.
+        phases, barriers: of a step.
+        resident_bytes, streamed_bytes: of a program's weights that stay on-chip, and that come through the level-2 cache in every step.
+        shared_bytes: of a program, about.
+        microseconds: of a step, by the model of `fusedrnn.plan.cost`; no measurement.
+        lines: products, exchanges and costs in words.
+    """
+
+    device: str
+    here: bool
+    groups: int
+    programs: int
+    batch_tile: int
+    phases: int
+    barriers: int
+    resident_bytes: int
+    streamed_bytes: int
+    shared_bytes: int
+    microseconds: float
+    lines: list[str]
+
+
+@dataclass(frozen=True)
 class Step:
     """A captured step.
 
@@ -200,6 +237,7 @@ class Step:
         moved: what waits for the loop no longer, by how: "hoisted", "folded", ...: a line each.
         draws: how many places draw random numbers, all of them counter-based.
         cost: None where a size is not known.
+        kernel: the persistent kernel, or why there can be none.
     """
 
     reads: list[Read]
@@ -212,6 +250,7 @@ class Step:
     ahead: list[Product]
     draws: int
     cost: Cost | None
+    kernel: Kernel | Refusal
 
 
 @dataclass(frozen=True)

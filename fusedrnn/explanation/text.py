@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .facts import Bound, Cost, Embedding, Facts, Feedback, Finish, Read, Refusal, Rows, Step
+from .facts import Bound, Cost, Embedding, Facts, Feedback, Finish, Kernel, Read, Refusal, Rows, Step
 
 _WIDTH = 110
 _LABEL = 13
@@ -148,6 +148,22 @@ def _work(step: Step) -> Iterator[tuple[str, str]]:
             yield f"  phase {number}", "; ".join(parts + phase.others) or "nothing"
     if step.cost is not None:
         yield from _cost(step.cost)
+    yield "", ""
+    yield from _kernel(step.kernel)
+
+
+def _kernel(kernel: Kernel | Refusal) -> Iterator[tuple[str, str]]:
+    if isinstance(kernel, Refusal):
+        yield from _refused("kernel", Refusal(f"no persistent kernel: {kernel.reason}", kernel.instead, kernel.location, kernel.line))
+        return
+    where = kernel.device if kernel.here else f"planned for an {kernel.device}, which this loop is not on"
+    yield "kernel", f"{where}: {_count(kernel.groups, 'group')} of {_count(kernel.programs, 'program')}, {kernel.batch_tile} rows each"
+    barriers = _count(kernel.barriers, "barrier") if kernel.barriers else "no barrier"
+    streamed = f", {_size(kernel.streamed_bytes)} streamed in every step" if kernel.streamed_bytes else ""
+    yield "", f"{_count(kernel.phases, 'phase')} and {barriers} a step"
+    yield "", f"{_size(kernel.resident_bytes)} of weights a program on-chip{streamed}"
+    for line in kernel.lines:
+        yield "", line
 
 
 def _cost(cost: Cost) -> Iterator[tuple[str, str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..capture.program import Program
 from ..kernels.gpu.launch import Options
 from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
-from ..lowering.gpu.step import Step
+from ..lowering.gpu.step import Step, step_of
+from ..lowering.pipeline import optimised
 from .cost import fit, step_cost, stream
 from .plan import Plan
 
@@ -18,6 +20,15 @@ _BLOCKS = (4, 8, 16, 32, 64, 128, 256)
 _CHUNK = 128
 _WGMMA_ROWS = 64  # fewer rows of a tile than that are multiplied warp by warp, on any device
 _MOST_ACCUMULATORS = 64  # registers a thread that a tile's results may take
+
+
+def planned(program: Program, batch: int, limits: Limits, precision: str) -> list[Plan]:
+    """The layouts of a captured program; as `plans`.
+
+    Raises:
+        Unlowered: of `lowering.operators` or of `lowering.gpu`: the persistent kernel cannot hold it.
+    """
+    return plans(step_of(optimised(program, program.batch, split=True, wide=True)), batch, limits, precision)
 
 
 def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:

@@ -13,6 +13,7 @@ from fusedrnn import PlanError, TensorArray, feedback
 from fusedrnn.capture import cache
 from fusedrnn.cells import AttentionWrapper, BahdanauAttention
 from fusedrnn.explanation import STAGES, explain
+from fusedrnn.kernels import gpu
 from fusedrnn.kernels.cpu import build
 
 B, T, D, H, V = 4, 5, 3, 6, 9
@@ -400,6 +401,8 @@ def test_executors(made, monkeypatch):
     assert "compile" in choice["others"]["native"]["instead"]
     assert choice["others"]["reference"]["reason"].startswith("slower")
     assert facts(cell, loop_fn, backend="native")["choice"]["executor"] == "native"
+    assert facts(cell, loop_fn, backend="persistent")["choice"]["executor"] == "persistent"  # emulated
+    monkeypatch.setattr(gpu, "EMULATED", False)
     named = facts(cell, loop_fn, backend="persistent")["choice"]
     assert named["executor"] is None
     assert "PlanError" in named["reason"]
@@ -487,8 +490,7 @@ def test_text():
         "             3 rows on cpu",
         "",
         "executor     stepwise (backend='auto'): the loop is not compiled yet",
-        "  persistent this version has no persistent executor",
-        "             -> use backend='native', 'stepwise' or 'auto'",
+        "  persistent emulated, it runs where it is named",
         "  native     it follows when the loop has run step by step for about 2 s, which is what compiling takes",
         "             -> loop = fusedrnn.compile(cell, loop_fn); loop.warmup() compiles now",
         "  reference  slower: it runs the cell and loop_fn as they are, in Python",
@@ -505,4 +507,11 @@ def test_text():
         "  phase 0    4 elementwise, fused; read",
         "work         6 FLOPs per row and step (0 in products, 6 elementwise)",
         "memory       weights 0 B per step, state 8 B per row, emit 8 B per row",
+        "",
+        "kernel       planned for an H100, which this loop is not on: 1 group of 1 program, 16 rows each",
+        "             1 phase and no barrier a step",
+        "             0 B of weights a program on-chip",
+        "             Shared memory about 0 bytes a program.",
+        "             Model: 0.16 us a step: barriers 0.00, exchange 0.00, products 0.00, streaming 0.00, pointwise",
+        "               0.16.",
     ]
