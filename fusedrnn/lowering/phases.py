@@ -96,7 +96,7 @@ class _Writer:
         for i, node in enumerate(self.stages.carried):
             kind = self.source_of[node].kind
             if kind.endswith(" array"):
-                raise Unlowered(node, "a read of a TensorArray that the loop writes")
+                raise Unlowered(next(iter(node.users)), "a TensorArray that the loop writes")
             if kind != "time":
                 made.carried[node] = Buffer(f"c{i}", self.dims(node), value(node).dtype, self.is_of_rows(node))
         for i, product in enumerate(self.stages.products):

@@ -285,3 +285,47 @@ def test_torch_random_functions_draw_the_same_everywhere(backend):
         torch.testing.assert_close(raw_rnn(cell, loop_fn, backend=backend)[0].stack(), expected, atol=1e-4, rtol=1e-4)
         torch.manual_seed(4)
         assert not torch.equal(raw_rnn(cell, loop_fn, backend=backend)[0].stack(), expected)
+
+
+@pytest.mark.parametrize("backend", ["stepwise", "native"])
+@pytest.mark.parametrize("look_up", [lambda table, at: table[at], nn.functional.embedding, lambda table, at: table.select(0, at)])
+def test_a_cell_that_looks_up_by_a_number_in_its_state(look_up, backend):
+    table = torch.randn(9, H, requires_grad=True)
+    x = torch.randn(T, B, H)
+
+    class Cell:
+        output_size, state_size = H, (H, torch.Size(()))
+
+        def __call__(self, inputs, state):
+            at = (state[1], table) if look_up is nn.functional.embedding else (table, state[1])
+            new = torch.tanh(inputs + look_up(*at) * state[0])
+            return new, (new, state[1] + 1)
+
+    def looped(start, backend):
+        def loop_fn(time, output, state, _):
+            return time >= T, x[time], (torch.ones(B, H), torch.tensor(start)) if output is None else state, output, None
+
+        emits = raw_rnn(Cell(), loop_fn, backend=backend)[0].stack()
+        return emits, torch.autograd.grad(emits.sum(), table)[0]
+
+    for got, want in zip(looped(1, backend), looped(1, "reference"), strict=True):
+        torch.testing.assert_close(got, want)
+    with pytest.raises(IndexError):
+        looped(9, backend)  # the read rule is loop_fn's: here an index past the end is one
+
+
+def test_an_error_of_tracing_has_a_place():
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            if isinstance(state.shape[0], torch.SymInt):
+                raise RuntimeError("strange")
+            return state, state
+
+    def loop_fn(time, output, state, _):
+        return time >= T, torch.zeros(B, H), torch.zeros(B, H) if output is None else state, output, None
+
+    with pytest.raises(PlanError, match="cannot be traced: RuntimeError: strange") as refused:
+        raw_rnn(Cell(), loop_fn, backend="stepwise")
+    assert "raise RuntimeError" in source_line(refused.value.location)
