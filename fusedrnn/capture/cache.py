@@ -20,6 +20,7 @@ from .refusal import NotCapturable, here
 from .step import capture
 
 _MOST = 512
+_MOST_SIZES = 16  # of one key: programs for sizes that the code fixed
 _MOST_BINDERS = 4  # of one code: it may be used with several kinds of values
 _lock = threading.Lock()
 _known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
@@ -121,8 +122,9 @@ def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program 
         programs = _known.get(key, []) if key is not None else []
         if programs:
             _known.move_to_end(key)
-        for program in programs:
+        for place, program in enumerate(programs):
             if isinstance(program, NotCapturable) or program.fits(begun.batch, tensors):
+                programs.append(programs.pop(place))  # the last used stays longest
                 return program
     return None
 
@@ -164,7 +166,9 @@ def _place(call: Call) -> tuple[int, int]:
 
 def _keep(key: Hashable, program: Program | NotCapturable) -> None:
     with _lock:
-        _known.setdefault(key, []).append(program)
+        programs = _known.setdefault(key, [])
+        programs.append(program)
+        del programs[:-_MOST_SIZES]
         if len(_known) > _MOST:
             _known.popitem(last=False)
 

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture.program import INVARIANT, Source
 from ..capture.sizes import expression
-from ..optimise.graph import fake_mode
+from ..optimise.graph import fake_mode, made_of, placeholders, value
 from . import operators, pointwise
 from .operators import Unlowered
 
@@ -38,7 +38,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
     }
     table |= _OURS
-    placeholders = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    fakes = [value(node) for node in placeholders(graph)]
     whole = torch.fx.GraphModule(module, graph)
 
     class Located(Interpreter):
@@ -47,7 +47,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
             return super().run_node(node)
 
     with fake_mode(graph), node_meta.preserve_node_meta(), torch.no_grad():
-        made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*placeholders)
+        made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*fakes)
     made.graph.eliminate_dead_code()
     for node in stepped(made.graph, sources):
         if not operators.is_lowered(node):
@@ -57,12 +57,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
 
 def stepped(graph: Graph, sources: Sequence[Source]) -> list[Node]:
     """The nodes that a step computes: those that depend on more than what is known before the loop."""
-    invariant: set[Node] = set()
-    kinds = iter(sources)
-    for node in graph.nodes:
-        known = next(kinds).kind in INVARIANT if node.op == "placeholder" else all(operand in invariant for operand in node.all_input_nodes)
-        if known and node.op != "output":
-            invariant.add(node)
+    invariant = made_of(graph, sources, INVARIANT)
     return [node for node in graph.nodes if node not in invariant]
 
 

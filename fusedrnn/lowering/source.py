@@ -16,6 +16,9 @@ from torch.fx import Graph, Node
 
 from ..capture.program import INVARIANT, Program, Source, Target
 from ..optimise.canonicalise import canonicalise
+from ..optimise.graph import copied as _copy
+from ..optimise.graph import outputs as _outputs
+from ..optimise.graph import placeholders as _placeholders
 from ..optimise.graph import value
 from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
@@ -115,22 +118,6 @@ def loop_source(program: Program, batch: Any) -> LoopSource:
     moved.hoisted += [f"a product [{', '.join(map(str, shape(product.weight)))}] of inputs" for product in found.products if product.ahead]
     phases = write_phases(program, module.graph, found, locality)
     return _Text(program, module, found, phases, locality, mixes, retires, moved, sunk).source()
-
-
-def _placeholders(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
-def _copy(graph: Graph) -> Graph:
-    new = Graph()
-    copies: dict[Node, Node] = {}
-    for node in graph.nodes:
-        copies[node] = new.node_copy(node, copies.__getitem__)
-    return new
-
-
-def _outputs(graph: Graph) -> list[Any]:
-    return list(next(node for node in reversed(graph.nodes) if node.op == "output").args[0])
 
 
 def _locality(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None, Mixes | None]:

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch.fx import Graph, Node
 
 from ..capture.sizes import expression
-from .graph import aten, call, fake_mode, replace, value
+from .graph import aten, call, fake_mode, placeholders, replace, value
 
 Rule = Callable[[Node], Any]  # what stands for the node from now on, or None where the rule does not apply
 
@@ -56,12 +56,12 @@ def size(graph: Graph, length: Any, near: Iterable[Node] = ()) -> int | Node:
     if number is not None:
         return number
     wanted = expression(length)
-    near, placeholders = list(near), [node for node in graph.nodes if node.op == "placeholder"]
+    near = list(near)
     for node in near:
         made = node.meta.get("val")
         if isinstance(made, torch.SymInt) and expression(made) == wanted:
             return node
-    for node in [*placeholders, *near]:  # first those that are there anyway
+    for node in [*placeholders(graph), *near]:  # first those that are there anyway
         made = node.meta.get("val")
         for dim, other in enumerate(made.shape if isinstance(made, torch.Tensor) else ()):
             if expression(other) == wanted:

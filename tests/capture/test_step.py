@@ -329,3 +329,36 @@ def test_an_error_of_tracing_has_a_place():
     with pytest.raises(PlanError, match="cannot be traced: RuntimeError: strange") as refused:
         raw_rnn(Cell(), loop_fn, backend="stepwise")
     assert "raise RuntimeError" in source_line(refused.value.location)
+
+
+def test_programs_of_one_code_are_bounded():
+    """A step that is good for one batch size only is captured for each: the last ones are kept."""
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            return inputs * int(inputs.shape[0]), state
+
+    def looped(rows, backend):
+        x, zeros = torch.ones(T, rows, H), torch.zeros(rows, H)
+
+        def loop_fn(time, output, state, _):
+            return time >= T, x[time], zeros if output is None else state, output, None
+
+        return raw_rnn(Cell(), loop_fn, backend=backend)[0].stack()
+
+    for rows in range(2, 3 * cache._MOST_SIZES):
+        torch.testing.assert_close(looped(rows, "stepwise"), torch.full((T, rows, H), float(rows)))
+        assert cache.size() == min(rows - 1, cache._MOST_SIZES)
+        looped(2, "stepwise")  # used all along, it stays
+    captures = []
+    original = cache.capture
+    cache.capture = lambda *arguments: captures.append(1) or original(*arguments)
+    try:
+        looped(2, "stepwise")
+        assert not captures
+        looped(3, "stepwise")
+        assert captures
+    finally:
+        cache.capture = original
