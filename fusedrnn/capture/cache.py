@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -15,6 +16,7 @@ from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..tensor_array import TensorArray
 from . import closure
+from . import code as codes
 from .program import Program
 from .refusal import NotCapturable, here
 from .step import capture
@@ -106,9 +108,16 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
     if changes and isinstance(program, Program):
         return NotCapturable(
             f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state",
-            _defined(call.loop_fn),
+            _changed(changes[0], walk) or _defined(call.loop_fn),
         )
     return program
+
+
+def _changed(change: str, walk: closure.Walk) -> str | None:
+    """``file:line`` of what makes a change, told as ``loop_fn changes global `count` ``."""
+    name = re.sub(r"\[.*", "", change.split("`")[1]).rpartition(".")[2]
+    functions = (codes.of(expected[0]) for what, _, expected in walk.facts if what == "function")
+    return next((f"{code.file}:{line}" for code in functions if (line := code.line_of_change(name)) is not None), None)
 
 
 def _defined(loop_fn: Any) -> str | None:

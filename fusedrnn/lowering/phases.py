@@ -95,7 +95,8 @@ class _Writer:
         for i, node in enumerate(self.stages.carried):
             kind = self.source_of[node].kind
             if kind.endswith(" array"):
-                raise Unlowered(next(iter(node.users)), "a TensorArray that the loop writes")
+                reader = next((user for user in node.users if user.target is ops.read), node)
+                raise Unlowered(reader, "a TensorArray that the loop writes")
             if kind != "time":
                 made.carried[node] = Buffer(f"c{i}", self.dims(node), value(node).dtype, self.is_of_rows(node))
         for i, product in enumerate(self.stages.products):

@@ -145,12 +145,39 @@ def stacks_a_carried_array(time, output, state, carried):
     return carried.stack().mean(0)[:, :D], carried
 
 
+LAST = None
+
+
+def rebinds(time, output, state, carried):
+    global LAST
+    LAST = time
+    return output[:, :D]
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def step(self, output):
+        self.count += 1
+        return output[:, :D]
+
+
+COUNTER = Counter()
+
+
+def sets(time, output, state, carried):
+    return COUNTER.step(output)
+
+
 REFUSALS = {
     branches: ("decides in Python on a tensor's value", "use torch.where or torch.cond", "# the branch"),
     converts: ("turns a tensor into Python numbers", "keep it a tensor", "float(output.max())"),
     indexes_a_list: ("uses a tensor as a Python index", "torch.stack(items)[time]", "[time % 2]"),
-    appends: ("LOG", "carry it in the state or loop_state", None),
-    counts: ("CALLS", "carry it in the state or loop_state", None),
+    appends: ("LOG", "carry it in the state or loop_state", "LOG.append(1)"),
+    counts: ("CALLS", "carry it in the state or loop_state", 'CALLS["count"] += 1'),
+    rebinds: ("global `LAST`", "carry it in the state or loop_state", "LAST = time"),
+    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count += 1"),
     prints: ("calls print", "leave it out", 'print("step")'),
     nests: ("runs a loop of its own", "number of steps is not known", "raw_rnn(nn.GRUCell(D, H), inner)"),
     draws_from_a_generator: ("draws from a torch.Generator", "leave `generator` out", "torch.rand("),
@@ -173,8 +200,7 @@ def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
         looping(step, "stepwise", loop_state=array)
     assert what in error.value.reason
     assert instead in error.value.reason
-    if line is not None:
-        assert line in source_line(error.value.location)
+    assert line in source_line(error.value.location)
     before = fusedrnn.fallbacks().get(error.value.reason, 0)
     LOG.clear()
     CALLS["count"] = 0

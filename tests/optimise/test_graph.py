@@ -1,5 +1,6 @@
 """What passes share: copies, the parts of a graph, its order; however long a chain of nodes is."""
 
+import itertools
 import operator
 
 import torch
@@ -53,7 +54,7 @@ def test_order_of_a_long_chain():
     graph = Graph()
     x = graph.placeholder("x")
     nodes = [graph.call_function(operator.neg, (x,)) for _ in range(LONG)]
-    for node, before in zip(nodes, nodes[1:], strict=False):
+    for node, before in itertools.pairwise(nodes):
         node.args = (before,)
     graph.output([nodes[0]])
     sort(graph)
