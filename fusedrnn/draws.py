@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import random
+from .bodies import opened
 from .frames import Frame
 
 
@@ -30,7 +31,11 @@ class Draws(TorchFunctionMode):
         kwargs = kwargs or {}
         rule = RULES.get(func)
         if rule is None or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
+            body = opened(func)
+            if body is None:
+                return func(*args, **kwargs)
+            with self:
+                return body(*args, **kwargs)
         return rule(self.frame, *args, **kwargs)
 
 
@@ -144,6 +149,12 @@ def _dropout(frame: Frame, input: torch.Tensor, p: float = 0.5, train: bool = Tr
     return input.copy_(kept) if inplace else kept
 
 
+def _feature_dropout(frame: Frame, input: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    """Whole channels at once: of ``[B, C, ...]`` the first two dimensions draw."""
+    channels = _dropout(frame, input.new_ones(input.shape[:2]), p, train)
+    return input * channels.reshape(*input.shape[:2], *[1] * (input.ndim - 2))
+
+
 RULES: dict[Any, Callable[..., torch.Tensor]] = {
     torch.rand: _rand,
     torch.randn: _randn,
@@ -163,4 +174,6 @@ RULES: dict[Any, Callable[..., torch.Tensor]] = {
     torch.dropout: _dropout,
     torch.dropout_: lambda frame, input, p, train: _dropout(frame, input, p, train, inplace=True),
     F.dropout: _dropout,
+    torch.feature_dropout: _feature_dropout,
+    torch.feature_dropout_: lambda frame, input, p, train: input.copy_(_feature_dropout(frame, input, p, train)),
 }

@@ -6,7 +6,7 @@ answers it with the last element (of an empty input: zeros) and checks after the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,25 +93,26 @@ def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: Any, batch_axis: in
     return x, at
 
 
-def _is_index(item: Any) -> bool:
+def is_index(item: Any) -> bool:
+    """Whether one item of an index is a number or numbers."""
     if isinstance(item, torch.Tensor):
         return item.dtype in (torch.int32, torch.int64, torch.int16, torch.int8)
     return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
 
 
 def _getitem(frame: Frame, func: Any, x: torch.Tensor, index: Any) -> Any:
-    if not (_is_index(index) or (isinstance(index, tuple) and any(map(_is_index, index)))):
+    if not (is_index(index) or (isinstance(index, tuple) and any(map(is_index, index)))):
         return func(x, index)
     items = list(index) if isinstance(index, tuple) else [index]
     dim = 0
     for place, item in enumerate(items):
         if item is Ellipsis:
-            dim = x.ndim - sum(_consumes(rest) for rest in items[place + 1 :])
-        elif _is_index(item):
+            dim = x.ndim - sum(consumes(rest) for rest in items[place + 1 :])
+        elif is_index(item):
             x, items[place] = _bounded(frame, x, dim, item)
             dim += 1
         else:
-            dim += _consumes(item)
+            dim += consumes(item)
     if x.requires_grad and torch.is_grad_enabled():
         single = _single(items, x)
         if single is not None:
@@ -141,7 +142,7 @@ def _element(frame: Frame, x: torch.Tensor, dim: int, at: int) -> torch.Tensor:
     return read.elements[at]
 
 
-def _consumes(item: Any) -> int:
+def consumes(item: Any) -> int:
     """How many dimensions one item of an index takes up."""
     if item is None or item is Ellipsis or isinstance(item, bool):
         return 0
@@ -149,7 +150,7 @@ def _consumes(item: Any) -> int:
 
 
 def _select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
-    if isinstance(dim, int) and _is_index(index) and input.ndim:
+    if isinstance(dim, int) and is_index(index) and input.ndim:
         dim = dim % input.ndim
         input, index = _bounded(frame, input, dim, index)
         if isinstance(index, int) and input.requires_grad and torch.is_grad_enabled():
@@ -158,13 +159,13 @@ def _select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) 
 
 
 def _index_select(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any) -> Any:
-    if isinstance(dim, int) and _is_index(index) and index.ndim <= 1 and input.ndim:
+    if isinstance(dim, int) and is_index(index) and index.ndim <= 1 and input.ndim:
         input, index = _bounded(frame, input, dim % input.ndim, index.reshape(-1))
     return func(input, dim, index)
 
 
 def _narrow(frame: Frame, func: Any, input: torch.Tensor, dim: Any, start: Any, length: Any) -> Any:
-    if isinstance(dim, int) and _is_index(start) and length == 1 and input.ndim:
+    if isinstance(dim, int) and is_index(start) and length == 1 and input.ndim:
         input, start = _bounded(frame, input, dim % input.ndim, start)
     return func(input, dim, start, length)
 
@@ -184,30 +185,37 @@ def _embedding(frame: Frame, func: Any, input: torch.Tensor, weight: torch.Tenso
 
 
 def _gather(frame: Frame, func: Any, input: torch.Tensor, dim: Any, index: Any, **kwargs: Any) -> Any:
-    if isinstance(dim, int) and _is_index(index) and input.ndim and index.ndim == input.ndim:
+    if isinstance(dim, int) and is_index(index) and input.ndim and index.ndim == input.ndim:
         dim = dim % input.ndim
         input, index = _bounded(frame, input, dim, index, batch_axis=1 if dim == 0 else 0)
     return func(input, dim, index, **kwargs)
 
 
 def _take_along_dim(frame: Frame, func: Any, input: torch.Tensor, indices: Any, dim: Any = None, **kwargs: Any) -> Any:
-    if isinstance(dim, int) and _is_index(indices) and indices.ndim == input.ndim:
+    if isinstance(dim, int) and is_index(indices) and indices.ndim == input.ndim:
         dim = dim % input.ndim
         input, indices = _bounded(frame, input, dim, indices, batch_axis=1 if dim == 0 else 0)
     return func(input, indices, dim, **kwargs)
 
 
-_RULES: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.__getitem__: _getitem,
-    torch.select: _select,
-    torch.Tensor.select: _select,
-    torch.narrow: _narrow,
-    torch.Tensor.narrow: _narrow,
-    F.embedding: _embedding,
-    torch.index_select: _index_select,
-    torch.Tensor.index_select: _index_select,
-    torch.gather: _gather,
-    torch.Tensor.gather: _gather,
-    torch.take_along_dim: _take_along_dim,
-    torch.Tensor.take_along_dim: _take_along_dim,
+# The functions that look up, by the name of their rule: `fusedrnn.capture.tracing` has rules of the same names.
+_LOOK_UPS: dict[str, tuple[Any, ...]] = {
+    "getitem": (torch.Tensor.__getitem__,),
+    "select": (torch.select, torch.Tensor.select),
+    "narrow": (torch.narrow, torch.Tensor.narrow),
+    "embedding": (F.embedding,),
+    "index_select": (torch.index_select, torch.Tensor.index_select),
+    "gather": (torch.gather, torch.Tensor.gather),
+    "take_along_dim": (torch.take_along_dim, torch.Tensor.take_along_dim),
 }
+
+
+def by_function(rules: Mapping[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Rules by torch's functions, from rules by name."""
+    return {function: rules[name] for name, functions in _LOOK_UPS.items() for function in functions}
+
+
+_RULES = by_function({
+    "getitem": _getitem, "select": _select, "narrow": _narrow, "embedding": _embedding, "index_select": _index_select,
+    "gather": _gather, "take_along_dim": _take_along_dim,
+})  # fmt: skip

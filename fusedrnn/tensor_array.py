@@ -79,10 +79,10 @@ class TensorArray:
         value = torch.as_tensor(value)
         self._admit(value, f"TensorArray.write({at}, ...)")
         new = self._copy(value)
-        if at == self._size == len(self._elements):
-            self._elements.append(value)
+        if at == self._size == len(new._elements):
+            new._elements.append(value)
         else:
-            new._elements = self._elements[: self._size] + [None] * (at + 1 - self._size)
+            new._elements = new._elements[: self._size] + [None] * (at + 1 - self._size)
             new._elements[at] = value
         new._size = max(self._size, at + 1)
         return new
@@ -105,6 +105,8 @@ class TensorArray:
             if not self._size:
                 return self._zeros("TensorArray.read")
             at = self._size - 1
+        if self._whole is not None and self._whole.requires_grad and not torch.is_grad_enabled():
+            return self._whole[at]
         element = self._loaded()[at]
         return self._zeros("TensorArray.read") if element is None else element
 
@@ -117,7 +119,10 @@ class TensorArray:
         if self._whole is None:
             filled = self._filled("TensorArray.stack")
             if self._whole is None:  # fetching may have brought it
-                self._whole = self._stacked(filled)
+                whole = self._stacked(filled)
+                if not torch.is_grad_enabled() and any(element.requires_grad for element in filled):
+                    return whole  # kept, it would be without gradients for whoever asks next
+                self._whole = whole
             self._elements = []  # the whole is enough: do not hold everything twice
         return self._whole
 
@@ -182,10 +187,10 @@ class TensorArray:
 
     def _copy(self, value: torch.Tensor) -> TensorArray:
         """A version that shares the elements, with what is still unknown taken from ``value``."""
-        self._loaded()
+        elements = self._loaded()
         known = self._element_shape
         new = TensorArray(self._dtype or value.dtype, 0, element_shape=tuple(value.shape) if known is None else known)
-        new._elements, new._device = self._elements, self._device or value.device
+        new._elements, new._device = elements, self._device or value.device
         return new
 
     def _admit(self, value: torch.Tensor, where: str) -> None:
@@ -197,7 +202,10 @@ class TensorArray:
     def _loaded(self) -> list[torch.Tensor | None]:
         """The elements; taken apart first where only the whole is known (one unbind: its backward is one stack)."""
         if len(self._elements) < self._size and self._whole is not None:
-            self._elements = list(self._whole.unbind(0))
+            elements: list[torch.Tensor | None] = list(self._whole.unbind(0))
+            if self._whole.requires_grad and not torch.is_grad_enabled():
+                return elements  # kept, they would be without gradients for whoever asks next
+            self._elements = elements
         return self._elements
 
     def _filled(self, where: str) -> list[torch.Tensor]:

@@ -117,3 +117,15 @@ def test_emit_arrays_fetch_once_and_late(monkeypatch):
     assert emits.stack() is emits.stack()
     assert len(stacked) == 1
     assert torch.equal(emits.read(2), emits.stack()[2])
+
+
+def test_gradients_survive_a_look_without_gradients():
+    x = torch.randn(3, 2, requires_grad=True)
+    unstacked = TensorArray().unstack(x)
+    written = TensorArray().write(0, x[0]).write(1, x[1])
+    with torch.no_grad():
+        assert torch.equal(unstacked.read(1), x[1])
+        assert torch.equal(unstacked.write(3, x[0]).read(3), x[0])
+        assert not written.stack().requires_grad
+    assert torch.equal(torch.autograd.grad(unstacked.read(1).sum(), x)[0], torch.tensor([[0.0, 0], [1, 1], [0, 0]]))
+    assert torch.equal(torch.autograd.grad(written.stack().sum(), x)[0], torch.tensor([[1.0, 1], [1, 1], [0, 0]]))

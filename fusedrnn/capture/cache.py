@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -15,11 +16,13 @@ from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..tensor_array import TensorArray
 from . import closure
+from . import code as codes
 from .program import Program
 from .refusal import NotCapturable, here
 from .step import capture
 
 _MOST = 512
+_MOST_SIZES = 16  # of one key: programs for sizes that the code fixed
 _MOST_BINDERS = 4  # of one code: it may be used with several kinds of values
 _lock = threading.Lock()
 _known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
@@ -105,9 +108,16 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
     if changes and isinstance(program, Program):
         return NotCapturable(
             f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state",
-            _defined(call.loop_fn),
+            _changed(changes[0], walk) or _defined(call.loop_fn),
         )
     return program
+
+
+def _changed(change: str, walk: closure.Walk) -> str | None:
+    """``file:line`` of what makes a change, told as ``loop_fn changes global `count` ``."""
+    name = re.sub(r"\[.*", "", change.split("`")[1]).rpartition(".")[2]
+    functions = (codes.of(expected[0]) for what, _, expected in walk.facts if what == "function")
+    return next((f"{code.file}:{line}" for code in functions if (line := code.line_of_change(name)) is not None), None)
 
 
 def _defined(loop_fn: Any) -> str | None:
@@ -121,8 +131,9 @@ def _found(key: Hashable, begun: Start, tensors: list[torch.Tensor]) -> Program 
         programs = _known.get(key, []) if key is not None else []
         if programs:
             _known.move_to_end(key)
-        for program in programs:
+        for place, program in enumerate(programs):
             if isinstance(program, NotCapturable) or program.fits(begun.batch, tensors):
+                programs.append(programs.pop(place))  # the last used stays longest
                 return program
     return None
 
@@ -164,7 +175,9 @@ def _place(call: Call) -> tuple[int, int]:
 
 def _keep(key: Hashable, program: Program | NotCapturable) -> None:
     with _lock:
-        _known.setdefault(key, []).append(program)
+        programs = _known.setdefault(key, [])
+        programs.append(program)
+        del programs[:-_MOST_SIZES]
         if len(_known) > _MOST:
             _known.popitem(last=False)
 

@@ -23,6 +23,7 @@ _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"})
 _GLOBAL_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _ATTRIBUTE_WRITE = frozenset({"STORE_ATTR", "DELETE_ATTR"})
+_STORE = _GLOBAL_WRITE | _ATTRIBUTE_WRITE | {"STORE_DEREF", "DELETE_DEREF"}
 _GENERATED = "@"  # no name that anyone can write: what pytest makes of an assert
 _SILENT = frozenset({"EXTENDED_ARG", "PUSH_NULL", "CACHE", "NOP", "PRECALL"})
 
@@ -54,12 +55,13 @@ class Code:
         written_globals, written_attributes: the names that are assigned.
         uses: what is done with variables, by the variable.
         imports: the imports.
+        stores: the line of the first assignment to each global, closed-over variable and attribute.
         reflects: it may read attributes that it does not name.
         frames: the first name by which it may read variables that it does not name, or None.
     """
 
     __slots__ = (
-        "__weakref__", "attributes", "code_name", "file", "frames", "globals", "imports", "line", "reflects", "uses",
+        "__weakref__", "attributes", "code_name", "file", "frames", "globals", "imports", "line", "reflects", "stores", "uses",
         "written_attributes", "written_globals",
     )  # fmt: skip
 
@@ -70,6 +72,7 @@ class Code:
         written: dict[str, None] = {}
         written_attributes: dict[str, None] = {}
         self.uses: dict[str, list[Use]] = {}
+        self.stores: dict[str, int] = {}
         imports: list[Import] = []
         computed = False
         for part in _nested(code):
@@ -78,6 +81,8 @@ class Code:
             instructions = [instruction for instruction in dis.get_instructions(part) if instruction.opname not in _SILENT]
             for place, instruction in enumerate(instructions):
                 name, operand = instruction.opname, instruction.argval
+                if name in _STORE:
+                    self.stores.setdefault(operand, (instruction.positions and instruction.positions.lineno) or part.co_firstlineno)
                 if name in _ATTRIBUTE:
                     chain.append(operand)
                     if root is None or not root.startswith(_GENERATED):
@@ -115,6 +120,14 @@ class Code:
         self.imports = tuple(imports)
         self.reflects = computed or any(name in _REFLECTION for name in (*read, *attributes))
         self.frames = next((name for name in (*read, *attributes) if name in _FRAMES), None)
+
+    def line_of_change(self, name: str) -> int | None:
+        """The line that changes what has this name, as a variable or as an attribute; None where the code does not name it."""
+        if name in self.stores:
+            return self.stores[name]
+        found = [use for uses in self.uses.values() for use in uses if name in (use.root, *use.attributes)]
+        called = [use for use in found if (use.root, *use.attributes)[-1] != name]  # a method of it
+        return min((use.line for use in called or found), default=None)
 
 
 def _literal(instructions: list[dis.Instruction]) -> str | None:

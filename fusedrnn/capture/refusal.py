@@ -93,6 +93,15 @@ def refusal(error: Exception, who: str, conversion: str | None) -> NotCapturable
         )
     if conversion is not None and isinstance(error, (RuntimeError, TypeError, ValueError)):
         return NotCapturable(f"{who} {_CONVERSIONS.get(conversion, _NUMBER)}", where)
+    if "autograd.Function" in str(error) or "custom_function_call" in str(error):
+        return NotCapturable(
+            f"{who} applies an autograd.Function of its own, whose backward a graph does not hold: write it with torch's functions, "
+            "one that passes gradients straight through as x + (y - x).detach()", where,
+        )  # fmt: skip
+    if "requires_grad_()" in str(error) or "does not require grad" in str(error):
+        return NotCapturable(
+            f"{who} asks autograd for gradients, which a graph does not hold: write them out, or use torch.func.grad", where
+        )
     if "mutating a non-functional tensor" in str(error):
         return NotCapturable(f"{who} changes a tensor in place that it closes over: carry it in the state or in loop_state", where)
     return None

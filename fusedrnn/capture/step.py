@@ -13,6 +13,7 @@ import torch
 from torch._guards import GuardSource
 from torch._guards import Source as TorchSource
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -50,10 +51,21 @@ def capture(call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> Progra
 @contextmanager
 def tracing() -> Iterator[None]:
     """The settings of a tracing, whatever those of the call."""
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), _unchecked_distributions():
         # Making a fake of a tensor looks at its .grad, which warns where that tensor is no leaf.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
         yield
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """torch.distributions look at the values of their arguments, which a traced tensor does not have."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class Capture:
@@ -90,9 +102,9 @@ class Capture:
         function: Callable[..., list[torch.Tensor]] = torch.func.functionalize(self._traced_step, remove="mutations")
         try:
             with self.fake_mode, node_meta.preserve_node_meta():
-                module = make_fx(function)(*fakes)
+                module = make_fx(function, _DIFFERENTIABLE)(*fakes)
                 if any(_is_mutation(node) for node in module.graph.nodes):  # of operators that are made of others in C++
-                    module = make_fx(torch.func.functionalize(_interpreted(module), remove="mutations"))(*fakes)
+                    module = make_fx(torch.func.functionalize(_interpreted(module), remove="mutations"), _DIFFERENTIABLE)(*fakes)
         except Exception as error:
             refused = refusal.refusal(error, self.mode.who if self.mode else "the cell", self.mode.conversion if self.mode else None)
             if refused is None:
@@ -210,11 +222,13 @@ class Capture:
         inputs = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in by_kind["inputs"].values()]
         state = self._carried("state", mode, by_kind)
         seen = [ops.quiet(leaf, finished) if rows.may_be_infinite(leaf) else leaf for leaf in state]
+        mode.inputs = inputs
         result = self.call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
         output, cell_state = contract.cell_results(mode.stood_in(result), 1)
         mode.who = "loop_fn"
         output, cell_state = (_guarded(tree, finished) for tree in (output, cell_state))
         loop_state = None if begun.loop_state is None else self._carried("loop_state", mode, by_kind)
+        mode.loop_state = [leaf for leaf in loop_state or [] if isinstance(leaf, torch.Tensor)]
         carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
         result = mode.stood_in(contract.asked(self.call, clock, output, cell_state, carried))
         step = contract.settled(self.call, begun, 1, finished, output, result)
@@ -238,6 +252,7 @@ class Capture:
                     self._put_writes(put, kind, place, before, leaf)
                 else:
                     put(kind, place, leaf)
+        mode.refuse_changes(step.inputs)
         for place, leaf in enumerate(step.emit):
             put("emit", place, rows.zeroed(leaf, finished))
         if mode.past_end:
@@ -317,6 +332,14 @@ def _guarded(tree: Any, finished: torch.Tensor) -> Any:
         return ops.guard(leaf, finished) if mine and leaf.shape[0] == finished.shape[0] else leaf
 
     return trees.map_leaves(guard, tree)
+
+
+def _copied(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return source.to(into.dtype).to(into.device).expand(into.shape)
+
+
+# What functionalisation makes and autograd has no derivative of (torch 2.13).
+_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.copy.default: _copied}
 
 
 def _is_mutation(node: torch.fx.Node) -> bool:

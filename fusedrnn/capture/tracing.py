@@ -3,24 +3,24 @@ traced ones, with look-ups, random draws and conditionals as the graph's own ope
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as node_meta
 from torch.overrides import TorchFunctionMode
 
 from .. import trees
+from ..bodies import opened
 from ..draws import RULES as DRAWS
 from ..frames import Frame
+from ..reads import by_function, consumes, is_index
 from . import ops, refusal
 from .refusal import NotCapturable
 from .spelled_out import SPELLED_OUT
 
-_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 _TO_PYTHON = {
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item,
     torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__contains__, torch.Tensor.__complex__,
@@ -34,6 +34,40 @@ _KNOWN_OF_TIME: dict[str, Callable[[int], bool | None]] = {
     "lt": lambda n: False if n <= 1 else None,
     "le": lambda n: False if n < 1 else None,
 }
+# In-place methods of values, by them their functional kin. Some do not take free sizes (torch 2.13: clamp_, cumsum_, index_fill_).
+_OF_FORM = (
+    "as_strided_",
+    "detach_",
+    "requires_grad_",
+    "resize_",
+    "resize_as_",
+    "squeeze_",
+    "swapaxes_",
+    "swapdims_",
+    "t_",
+    "transpose_",
+    "unsqueeze_",
+)
+_OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    getattr(torch.Tensor, name): getattr(torch.Tensor, name[:-1])
+    for name in dir(torch.Tensor)
+    if name.endswith("_") and not name.startswith("_") and name not in _OF_FORM and hasattr(torch.Tensor, name[:-1])
+}
+
+
+_IN_PLACE = {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+}
+
+
+def _changes(func: Any) -> bool:
+    """Whether a function changes its first argument."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def _is_view(x: torch.Tensor, tensors: Iterable[torch.Tensor]) -> bool:
+    return any(torch._C._is_alias_of(x, tensor) for tensor in tensors)  # type: ignore[attr-defined]
 
 
 class Tracing(TorchFunctionMode):
@@ -56,6 +90,11 @@ class Tracing(TorchFunctionMode):
         self.past_end: list[torch.Tensor] = []  # bool, 0-d or [B]: which rows looked past an end
         self.conversion: str | None = None
         self.met_stranger = False  # a tensor with data that is not among the closed-over ones: it becomes a constant
+        self.inputs: list[torch.Tensor] = []  # the cell's, as it sees them
+        self.changes_inputs: NotCapturable | None = None
+        self.loop_state: list[torch.Tensor] = []  # its traced leaves
+        self._elements: list[torch.Tensor] = []  # what was looked up at a traced place: a copy here, a view for whoever wrote the code
+        self._changed: list[tuple[torch.Tensor, NotCapturable]] = []  # those of them that were changed in place and not put back
         self._taken: list[torch.Tensor] = []  # the predicates of the branches being traced
         self._known: dict[int, tuple[torch.Tensor, bool]] = {}
         frame.conditional = self._conditional
@@ -66,6 +105,8 @@ class Tracing(TorchFunctionMode):
         if func in _TO_PYTHON:
             return self._to_python(func, args, kwargs)
         node_meta.current_meta["stack_trace"] = refusal.here()
+        if args and _changes(func):
+            self._note_change(func, *args)
         result = self._dispatched(func, args, kwargs)
         if torch.is_grad_enabled() or not isinstance(result, (torch.Tensor, tuple, list)):
             return result
@@ -93,8 +134,18 @@ class Tracing(TorchFunctionMode):
             return DRAWS[func](self.frame, *args, **kwargs)
         if func in SPELLED_OUT:
             return SPELLED_OUT[func](*args, **kwargs)
-        if self.who == "loop_fn" and func in _READS:
+        if func in _READS:
             return _READS[func](self, func, *args, **kwargs)
+        if func is torch.Tensor.__setitem__:
+            return _setitem(self, func, *args, **kwargs)
+        body = opened(func)
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
+        if func in _OUT_OF_PLACE:
+            made = _OUT_OF_PLACE[func](*args, **kwargs)
+            if made.shape == args[0].shape and torch.can_cast(made.dtype, args[0].dtype):
+                return args[0].copy_(made)
         result = func(*args, **kwargs)
         if len(args) == 2 and args[0] is self.clock and isinstance(args[1], int):
             relation = _KNOWN_OF_TIME.get(getattr(func, "__name__", "").strip("_"))
@@ -109,6 +160,34 @@ class Tracing(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.conversion = None
         return result
+
+    def _note_change(self, func: Any, x: Any, *args: Any) -> None:
+        if func is torch.Tensor.__setitem__:  # ``x[time] += y`` puts the element back
+            self._changed = [entry for entry in self._changed if entry[0] is not args[1]]
+        if not isinstance(x, torch.Tensor):
+            return
+        for tensors, what in (
+            (self._elements, "what it looked up, and so the tensor it looked it up in: copy it first (clone())"),
+            (self.stand_ins.values(), "a tensor that it closes over: carry it in the state or in loop_state"),
+            (self.loop_state, "loop_state: return another tensor"),
+        ):
+            if _is_view(x, tensors):
+                self._changed.append((x, NotCapturable(f"{self.who} changes in place {what}", refusal.here())))
+        if _is_view(x, self.inputs):
+            what = "its inputs, and so the tensor that loop_fn looked them up in: copy them first (clone())"
+            self.changes_inputs = NotCapturable(f"{self.who} changes in place {what}", refusal.here())
+
+    def refuse_changes(self, inputs: Sequence[Any]) -> None:
+        """Raise NotCapturable where something was changed in place that was there before the step, or an element of such a tensor.
+
+        Args:
+            inputs: the next step's: what the cell does to its inputs, it does to what they are elements of.
+        """
+        looked_up = [*self._elements, *self.stand_ins.values()]
+        if self.changes_inputs is not None and any(_is_view(leaf, looked_up) for leaf in inputs):
+            raise self.changes_inputs
+        for _, refused in self._changed:
+            raise refused
 
     def looked_past(self, past: torch.Tensor) -> None:
         for taken in self._taken:
@@ -130,15 +209,24 @@ class Tracing(TorchFunctionMode):
         return trees.map_leaves(lambda yes, no: torch.where(pred, yes, no) if isinstance(yes, torch.Tensor) else yes, *results)
 
     def _element(self, x: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-        """``x.select(dim, index)`` under the read rule, for a traced 0-d index."""
+        """``x.select(dim, index)`` for a traced 0-d index; in loop_fn under the read rule."""
+        if self.who != "loop_fn":
+            index = torch.where(index < 0, index + x.shape[dim], index)
+            return self._copied(x.index_select(dim, index.reshape(1)).squeeze(dim))
         if self.starts and index is self.clock and x.shape[dim] > 0:
             return x.select(dim, 0)
         self.looked_past(index >= x.shape[dim])
         self.reads += [(real, dim) for real, traced in self.stand_ins.items() if traced is x]
-        return ops.read(x, index, dim)  # type: ignore[no-any-return]
+        return self._copied(ops.read(x, index, dim))
+
+    def _copied(self, element: torch.Tensor) -> torch.Tensor:
+        self._elements.append(element)
+        return element
 
     def _within(self, x: torch.Tensor, dim: int, index: Any, batch_axis: int = 0) -> tuple[torch.Tensor, Any]:
-        """An index of many, or a Python int, that stays within ``x``'s dimension ``dim``."""
+        """An index of many, or a Python int: in loop_fn one that stays within ``x``'s dimension ``dim``."""
+        if self.who != "loop_fn":
+            return x, index
         size = x.shape[dim]
         if isinstance(index, torch.Tensor):
             past = index >= size
@@ -153,33 +241,23 @@ class Tracing(TorchFunctionMode):
         return x, index
 
 
-def _is_index(item: Any) -> bool:
-    if isinstance(item, torch.Tensor):
-        return item.dtype in _INTEGERS
-    return isinstance(item, int) and not isinstance(item, bool)
-
-
-def _consumes(item: Any) -> int:
-    if item is None or item is Ellipsis or isinstance(item, bool):
-        return 0
-    return item.ndim if isinstance(item, torch.Tensor) and item.dtype == torch.bool else 1
-
-
 def _getitem(mode: Tracing, func: Any, x: torch.Tensor, index: Any) -> Any:
     items = list(index) if isinstance(index, tuple) else [index]
-    if not any(map(_is_index, items)):
+    if any(isinstance(end, torch.Tensor) for item in items if isinstance(item, slice) for end in (item.start, item.stop)):
+        raise _slice_at_a_tensor(mode)
+    if not any(map(is_index, items)):
         return func(x, index)
     dim, dims = 0, []
     for place, item in enumerate(items):
         if item is Ellipsis:
-            dim = x.ndim - sum(_consumes(rest) for rest in items[place + 1 :])
+            dim = x.ndim - sum(consumes(rest) for rest in items[place + 1 :])
         dims.append(dim)
-        dim += _consumes(item)
-    scalars = [place for place, item in enumerate(items) if isinstance(item, torch.Tensor) and item.dtype in _INTEGERS and item.ndim == 0]
+        dim += consumes(item)
+    scalars = [place for place, item in enumerate(items) if isinstance(item, torch.Tensor) and is_index(item) and item.ndim == 0]
     vectors = [item for item in items if isinstance(item, torch.Tensor) and item.ndim > 0]
     if vectors or any(isinstance(item, list) for item in items):
         for place, item in enumerate(items):
-            if _is_index(item):
+            if is_index(item):
                 x, items[place] = mode._within(
                     x, dims[place], item.reshape(1) if isinstance(item, torch.Tensor) and not item.ndim else item
                 )
@@ -190,10 +268,36 @@ def _getitem(mode: Tracing, func: Any, x: torch.Tensor, index: Any) -> Any:
     for place in reversed(range(len(items))):
         if place in scalars:
             x = mode._element(x, dims[place], items[place])
-        elif _is_index(items[place]):
+        elif is_index(items[place]):
             x, items[place] = mode._within(x, dims[place], items[place])
     rest = tuple(item for place, item in enumerate(items) if place not in scalars)
     return func(x, rest) if any(item != slice(None) and item is not Ellipsis for item in rest) else x
+
+
+def _slice_at_a_tensor(mode: Tracing) -> NotCapturable:
+    return NotCapturable(
+        f"{mode.who} cuts a slice that begins or ends at a tensor: read its elements one by one, or gather them", refusal.here()
+    )
+
+
+def _setitem(mode: Tracing, func: Any, x: torch.Tensor, index: Any, new: Any) -> Any:
+    """``x[time] = new``: torch would have to know a 0-d index, but not the one element of a vector."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    scalars = [place for place, item in enumerate(items) if isinstance(item, torch.Tensor) and is_index(item) and not item.ndim]
+    if not scalars:
+        return func(x, index, new)
+    if len(scalars) > 1 or any(isinstance(item, list) or (isinstance(item, torch.Tensor) and item.ndim) for item in items):
+        return func(x, tuple(item.reshape(1) if place in scalars else item for place, item in enumerate(items)), new)
+    (place,) = scalars
+    at = items[place].to(torch.int64)
+    items[place] = slice(None)
+    part = x[tuple(items)]
+    kept = [not is_index(item) for item in items]
+    dim = part.ndim - sum(kept[place:]) if any(item is Ellipsis for item in items[:place]) else sum(kept[:place])
+    at = torch.where(at < 0, at + part.shape[dim], at)
+    element = torch.as_tensor(new, dtype=x.dtype, device=x.device).expand(part.shape[:dim] + part.shape[dim + 1 :])
+    part.index_copy_(dim, at.reshape(1), element.unsqueeze(dim))
+    return None
 
 
 def _select(mode: Tracing, func: Any, input: torch.Tensor, dim: int, index: Any) -> Any:
@@ -207,9 +311,7 @@ def _select(mode: Tracing, func: Any, input: torch.Tensor, dim: int, index: Any)
 def _narrow(mode: Tracing, func: Any, input: torch.Tensor, dim: int, start: Any, length: Any) -> Any:
     if isinstance(start, torch.Tensor):
         if length != 1:
-            raise NotCapturable(
-                "loop_fn cuts a slice that starts at a tensor: read its elements one by one, or gather them", refusal.here()
-            )
+            raise _slice_at_a_tensor(mode)
         return mode._element(input, dim % input.ndim, start.reshape(())).unsqueeze(dim % input.ndim)
     return func(input, dim, start, length)
 
@@ -242,17 +344,7 @@ def _take_along_dim(mode: Tracing, func: Any, input: torch.Tensor, indices: torc
     return func(input, indices, dim, **kwargs)
 
 
-_READS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.__getitem__: _getitem,
-    torch.select: _select,
-    torch.Tensor.select: _select,
-    torch.narrow: _narrow,
-    torch.Tensor.narrow: _narrow,
-    F.embedding: _embedding,
-    torch.index_select: _index_select,
-    torch.Tensor.index_select: _index_select,
-    torch.gather: _gather,
-    torch.Tensor.gather: _gather,
-    torch.take_along_dim: _take_along_dim,
-    torch.Tensor.take_along_dim: _take_along_dim,
-}
+_READS = by_function({
+    "getitem": _getitem, "select": _select, "narrow": _narrow, "embedding": _embedding, "index_select": _index_select,
+    "gather": _gather, "take_along_dim": _take_along_dim,
+})  # fmt: skip

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from .. import branches, contract, fallback, frames
 from ..capture import cache
 from ..capture.program import Program
-from ..capture.refusal import NotCapturable
+from ..capture.refusal import NotCapturable, place
 from ..contract import Call, Start
 from ..errors import PlanError
 from ..frames import Frame
@@ -132,7 +132,7 @@ def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
         except NotCapturable as refused:
             return refused
         except Exception as error:
-            return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}")
+            return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}", place(error))
         reason: NotCapturable | None = None
         if backend in ("auto", "native"):
             with torch.no_grad():
@@ -151,10 +151,10 @@ def _untraceable(backend: str, call: Call, frame: Frame, begun: Start, error: Ex
     reason = f"the step cannot be traced: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if backend == "auto":
         result = reference.run(call, frame, begun)
-        fallback.note(reason, None, "reference")
+        fallback.note(reason, place(error), "reference")
         return result
     reference.run(Call(call.cell, call.loop_fn, max_steps=1), frame, begun)
-    raise PlanError(reason) from error
+    raise PlanError(reason, place(error)) from error
 
 
 def _refuse_surroundings(begun: Start) -> None:

@@ -19,7 +19,7 @@ from ..lowering.gpu.packing import packed
 from ..lowering.gpu.source import KernelSource
 from ..lowering.gpu.step import Step
 from ..optimise.bounds import bounds
-from ..optimise.graph import value
+from ..optimise.graph import output, value
 from ..plan.plan import Plan
 from .native_call import ENDLESS, End
 from .prologue import Prologue
@@ -65,9 +65,8 @@ class Kernel:
         sharing = plan.schedule.sharing
         segments = tuple((begin, sharing.block(product.width), sharing.is_whole(product.width)) for product, begin in tile.segments)
         split = plan.precision == "hilo" and tile.dtype == torch.float32
-        output = next(node for node in reversed(graph.nodes) if node.op == "output")
         weights = [product.weight for product, _ in tile.segments]
-        with graph.inserting_before(output):
+        with graph.inserting_before(output(graph)):
             node = graph.call_function(packed, (weights, segments, sharing.programs, tile.rows, tile.inner, tile.dtype, split))
         node.meta["val"] = value(tile.segments[0][0].weight)
         return node

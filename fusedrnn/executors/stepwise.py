@@ -15,6 +15,7 @@ from ..capture.program import Program
 from ..contract import Call, Start
 from ..fallback import log
 from ..frames import Frame
+from ..optimise.graph import copied
 from ..result import Result
 from . import graphed, reference
 from .outcome import outcome
@@ -121,12 +122,6 @@ _CARRIED = ("finished", "inputs", "state", "loop_state")
 def _step(program: Program) -> Callable[..., Sequence[torch.Tensor]]:
     """The graph as a Python function, our operators as differentiable functions."""
     if "stepwise" not in program.plans:
-        graph = torch.fx.Graph()
-        copies: dict[torch.fx.Node, torch.fx.Node] = {}
-        for node in program.module.graph.nodes:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            if node.target in ops.PYTHON:
-                copies[node].target = ops.PYTHON[node.target]
-        program.plans["stepwise"] = torch.fx.GraphModule(program.module, graph)
+        program.plans["stepwise"] = torch.fx.GraphModule(program.module, copied(program.module.graph, ops.PYTHON))
     step: Callable[..., Sequence[torch.Tensor]] = program.plans["stepwise"]
     return step

@@ -22,7 +22,7 @@ from ..contract import Call, LoopFn, Start
 from ..errors import PlanError
 from ..lowering.operators import Unlowered
 from ..lowering.source import LoopSource, loop_source
-from ..optimise.graph import show
+from ..optimise.graph import copied, show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
 from . import cost, text
@@ -162,10 +162,7 @@ def _same_generator() -> Iterator[None]:
 
 
 def _simplified(program: Program) -> Graph:
-    graph = Graph()
-    copies: dict[Any, Any] = {}
-    for node in program.module.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph = copied(program.module.graph)
     simplify(graph)
     return graph
 

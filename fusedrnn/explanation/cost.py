@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from ..capture.program import INVARIANT
 from ..lowering import pointwise
 from ..lowering.source import LoopSource
-from ..optimise.graph import aten, value
+from ..optimise.graph import aten, made_of, value
 from ..optimise.locality import shape
 from .facts import Cost, Phase, Product
 from .names import THROUGH, Names, Sizes, is_tensor, location, operator_name, through
@@ -70,7 +70,7 @@ def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]
         outputs: (kind, node) of what a step makes.
         state: the sizes and dtypes of one row's carried state: (sizes, dtype).
     """
-    invariant = _invariant(graph, sources)
+    invariant = made_of(graph, sources, INVARIANT)
     products = elements = 0
     weights: dict[Node, int] = {}
     try:
@@ -98,19 +98,6 @@ def _matrix(node: Any) -> Node:
     while node.target in (aten.t.default, aten.permute.default, aten.transpose.int):
         node = node.args[0]
     return through(node)  # type: ignore[no-any-return]
-
-
-def _invariant(graph: Graph, sources: Iterable[Any]) -> set[Node]:
-    found: set[Node] = set()
-    kinds = iter(sources)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            known = next(kinds).kind in INVARIANT
-        else:
-            known = node.op != "output" and all(operand in found for operand in node.all_input_nodes)
-        if known:
-            found.add(node)
-    return found
 
 
 def _count(sizes: Iterable[int | str]) -> int:

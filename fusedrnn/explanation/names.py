@@ -14,7 +14,7 @@ from ..capture import closure, ops, places
 from ..capture.program import Program, Source
 from ..capture.sizes import expression
 from ..contract import Call, Port, Start
-from ..optimise.graph import aten, value
+from ..optimise.graph import aten, placeholders, value
 from ..optimise.locality import shape
 
 _DEPTH = 5  # of an expression, before it becomes "..."
@@ -71,7 +71,7 @@ class Names:
     """The expressions of one graph's nodes."""
 
     def __init__(self, graph: Graph, sources: Sequence[Source], program: Program, names: Sequence[str]) -> None:
-        self.source_of = dict(zip([node for node in graph.nodes if node.op == "placeholder"], sources, strict=True))
+        self.source_of = dict(zip(placeholders(graph), sources, strict=True))
         self._tensors, self._module = names, program.module
         ports = {"inputs": program.inputs_port, "state": program.state_port, "loop_state": program.loop_state_port}
         self._paths = {kind: _paths(port) for kind, port in ports.items()}

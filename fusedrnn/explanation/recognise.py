@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from ..capture import ops
 from ..capture.program import Program, Source, Target
 from ..capture.sizes import expression
-from ..optimise.graph import aten, value
+from ..optimise.graph import aten, made_of, outputs, value
 from ..optimise.locality import shape
 from .facts import Bound, Embedding, Feedback, Finish, Read
 from .names import Names, Sizes, dtype, is_tensor, location, operator_name, through
@@ -40,8 +40,7 @@ class Recognised:
     def __init__(self, graph: Graph, program: Program, names: Names, sizes: Sizes, tensors: Sequence[torch.Tensor]) -> None:
         self.graph, self.program, self.names, self.sizes, self.tensors = graph, program, names, sizes, tensors
         self.source_of: dict[Node, Source] = names.source_of
-        outputs: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-        self.outputs: dict[Target, Node] = dict(zip(program.targets, outputs, strict=True))
+        self.outputs: dict[Target, Node] = dict(zip(program.targets, outputs(graph), strict=True))
         self.invariant = self._only(_INVARIANT)
         self.bounds: list[Bound] = []
         self.reads = list(self._reads())
@@ -49,17 +48,9 @@ class Recognised:
         self.finished = list(self._finished())
         self.draws = sum(node.target is ops.draw for node in graph.nodes)
 
-    def _only(self, kinds: Iterable[str]) -> set[Node]:
+    def _only(self, kinds: Container[str]) -> set[Node]:
         """The nodes that depend on these kinds of sources only."""
-        found: set[Node] = set()
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                inside = self.source_of[node].kind in kinds
-            else:
-                inside = node.op != "output" and all(operand in found for operand in node.all_input_nodes)
-            if inside:
-                found.add(node)
-        return found
+        return made_of(self.graph, self.source_of.values(), kinds)
 
     # Reads
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch._decomp import decomposition_table
 from torch.fx import Graph, Interpreter, Node
 from torch.fx import traceback as node_meta
@@ -13,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture.program import INVARIANT, Source
 from ..capture.sizes import expression
-from ..optimise.graph import fake_mode
+from ..optimise.graph import fake_mode, made_of, placeholders, value
 from . import operators, pointwise
 from .operators import Unlowered
 
@@ -36,7 +38,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
         target: rule for target, rule in decomposition_table.items() if target not in operators.RULES and target not in pointwise.TABLE
     }
     table |= _OURS
-    placeholders = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    fakes = [value(node) for node in placeholders(graph)]
     whole = torch.fx.GraphModule(module, graph)
 
     class Located(Interpreter):
@@ -45,7 +47,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
             return super().run_node(node)
 
     with fake_mode(graph), node_meta.preserve_node_meta(), torch.no_grad():
-        made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*placeholders)
+        made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*fakes)
     made.graph.eliminate_dead_code()
     for node in stepped(made.graph, sources):
         if not operators.is_lowered(node):
@@ -55,12 +57,7 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
 
 def stepped(graph: Graph, sources: Sequence[Source]) -> list[Node]:
     """The nodes that a step computes: those that depend on more than what is known before the loop."""
-    invariant: set[Node] = set()
-    kinds = iter(sources)
-    for node in graph.nodes:
-        known = next(kinds).kind in INVARIANT if node.op == "placeholder" else all(operand in invariant for operand in node.all_input_nodes)
-        if known and node.op != "output":
-            invariant.add(node)
+    invariant = made_of(graph, sources, INVARIANT)
     return [node for node in graph.nodes if node not in invariant]
 
 
@@ -91,6 +88,51 @@ def _prims_variance(x: torch.Tensor, dims: Any, correction: float = 1, *, output
     return _variance(x if output_dtype is None else x.to(output_dtype), dims, correction=correction)
 
 
+def _sum(x: torch.Tensor, dims: Any, *, output_dtype: torch.dtype | None = None) -> torch.Tensor:
+    return x.sum(dims, dtype=output_dtype) if dims is None or len(dims) else x.clone()
+
+
+def _kth(x: torch.Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    values, places = (sorted_.narrow(dim, k - 1, 1) for sorted_ in x.sort(dim))
+    return (values, places) if keepdim else (values.squeeze(dim), places.squeeze(dim))
+
+
+def _median(x: torch.Tensor, dim: int = -1, keepdim: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lower one of two, and a NaN where there is one."""
+    middle, at = _kth(x, (x.shape[dim] + 1) // 2, dim, True)
+    last, end = _kth(x, x.shape[dim], dim, True)  # where NaN is
+    values, places = torch.where(last.isnan(), last, middle), torch.where(last.isnan(), end, at)
+    return (values, places) if keepdim else (values.squeeze(dim), places.squeeze(dim))
+
+
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, _: Any, groups: int
+) -> Any:
+    """One product of the windows, for each group of channels."""
+    if transposed:
+        return NotImplemented
+    places = range(2, x.ndim)
+    padded = F.pad(x, [pad for pad in reversed(padding) for _ in range(2)])
+    lengths = [(padded.shape[d] - dilation[d - 2] * (weight.shape[d] - 1) - 1) // stride[d - 2] + 1 for d in places]
+    windows = []
+    for offset in itertools.product(*(range(weight.shape[d]) for d in places)):
+        window = padded
+        for d, at in zip(places, offset, strict=True):
+            begin = at * dilation[d - 2]
+            window = window[(slice(None),) * d + (slice(begin, begin + (lengths[d - 2] - 1) * stride[d - 2] + 1, stride[d - 2]),)]
+        windows.append(window)
+    stacked = torch.stack(windows, 2)  # [B, C, window, *lengths]
+    made = []
+    taken, given = stacked.shape[1] // groups, weight.shape[0] // groups
+    for group in range(groups):
+        part, kernel = stacked[:, group * taken : (group + 1) * taken], weight[group * given : (group + 1) * given]
+        rows = part.flatten(1, 2).movedim(1, -1)
+        product = rows.reshape(-1, rows.shape[-1]) @ kernel.flatten(1).t()
+        made.append(product.view(*rows.shape[:-1], given).movedim(-1, 1))
+    result = torch.cat(made, 1) if groups > 1 else made[0]
+    return result if bias is None else result + bias.view(-1, *[1] * len(lengths))
+
+
 def _layer_norm(
     x: torch.Tensor, normalized_shape: Any, weight: Any, bias: Any, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,6 +145,16 @@ def _layer_norm(
     normal = normal if weight is None else normal * weight
     normal = normal if bias is None else normal + bias
     return normal.to(x.dtype), mean, scale
+
+
+def _group_norm(
+    x: torch.Tensor, weight: Any, bias: Any, rows: Any, channels: int, _: Any, groups: int, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    normal, mean, scale = _layer_norm(x.reshape(rows, groups, -1), [x[0].numel() // groups], None, None, eps)
+    normal, per_channel = normal.view(x.shape), [1, channels, *[1] * (x.ndim - 2)]
+    normal = normal if weight is None else normal * weight.view(per_channel)
+    normal = normal if bias is None else normal + bias.view(per_channel)
+    return normal.to(x.dtype), mean.squeeze(-1), scale.squeeze(-1)
 
 
 def _broadcast(x: torch.Tensor, shape: Any, dims: Any) -> torch.Tensor:
@@ -123,4 +175,10 @@ _OURS: dict[Any, Any] = {
     torch.ops.prims.var.default: _prims_variance,
     torch.ops.prims.broadcast_in_dim.default: _broadcast,
     _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_group_norm.default: _group_norm,
+    torch.ops.prims.sum.default: _sum,
+    torch.ops.prims.div.default: lambda x, y: x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc"),
+    _aten.kthvalue.default: _kth,
+    _aten.median.dim: _median,
+    _aten.convolution.default: _convolution,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -129,30 +130,42 @@ def _index_put(self: Lowering) -> Value:
     sizes = [size_text(size) for size in shape(source)]
     pointer = self.block.space(self.dims, self.dtype)
     self.block.fill(pointer, self.dims, self.dtype, operand.load)
-    given = [(place, index) for place, index in enumerate(indices) if index is not None]
-    if any(index is None for index in indices[: len(given)]):
-        raise Unlowered(self.node, "indices that skip a dimension")
-    picked = [checked(self, index, sizes[place]) for place, index in given if rows is None or place != rows.dim]
-    rest = [size for place, size in enumerate(sizes) if place >= len(given)]
-    rank = max((len(p.dims) for p in picked), default=0)
-    broadcast = list(next((p.dims for p in picked if len(p.dims) == rank), ()))
-    for p in picked:
-        for back in range(1, len(p.dims) + 1):
-            if p.dims[-back] != "1":
-                broadcast[-back] = p.dims[-back]
-    with self.block.loop([*broadcast, *rest]) as at:
-        into = []
-        for p in picked:
-            mine = at[rank - len(p.dims) : rank]
-            into.append(p.load(["0" if size == "1" else i for i, size in zip(mine, p.dims, strict=True)]))
-        into += at[rank:]
-        dims = self.dims_of(values)
-        own = ["0" if size == "1" else i for i, size in zip(at[len(at) - len(dims) :], dims, strict=True)] if dims else []
+    given = {place: index for place, index in enumerate(indices) if index is not None}
+    if any(value(index).dtype == torch.bool for index in given.values()):
+        raise Unlowered(self.node, "a mask with a value for each place in it")
+    picked = {place: checked(self, index, sizes[place]) for place, index in given.items() if rows is None or place != rows.dim}
+    broadcast = _broadcast([index.dims for index in picked.values()])
+    first, rank = min(given), max(len(shape(index)) for index in given.values())
+    start = first if max(given) - first + 1 == len(given) else 0  # where the indices' dimensions go
+    free = [place for place in range(len(sizes)) if place not in given]
+    batch = None if rows is None else [*free[:start], *given, *free[start:]].index(rows.dim) + (rows.dim > start) * (rank - len(given))
+    free = [place for place in free if rows is None or place != rows.dim]
+    before = sum(1 for place in free if place < start)
+    with self.block.loop([*map(sizes.__getitem__, free[:before]), *broadcast, *map(sizes.__getitem__, free[before:])]) as at:
+        position = dict(zip(free, [*at[:before], *at[before + len(broadcast) :]], strict=True))
+        chosen = at[before : before + len(broadcast)]
+        for place, index in picked.items():
+            mine = chosen[len(chosen) - len(index.dims) :]
+            position[place] = index.load(["0" if size == "1" else i for i, size in zip(mine, index.dims, strict=True)])
+        full, dims = list(at), self.dims_of(values)
+        if batch is not None and self.rows(values) is None:
+            full.insert(batch, "0")
+        own = ["0" if size == "1" else i for i, size in zip(full[len(full) - len(dims) :], dims, strict=True)] if dims else []
         element = cast(self.operand(values).load(own), value(values).dtype, self.dtype)
-        where = f"{pointer}[{linear(into, self.dims)}]"
+        where = f"{pointer}[{linear([position[place] for place in sorted(position)], self.dims)}]"
         element = f"{read(where, self.dtype)} + {element}" if accumulate else element
         self.block.line(f"{where} = {write(element, self.dtype)};")
     return stored(pointer, self.dims, self.dtype)
+
+
+def _broadcast(shapes: Sequence[Sequence[str]]) -> list[str]:
+    """The sizes to which these broadcast."""
+    found = ["1"] * max(map(len, shapes), default=0)
+    for dims in shapes:
+        for back in range(1, len(dims) + 1):
+            if dims[-back] != "1":
+                found[-back] = dims[-back]
+    return found
 
 
 @rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default)

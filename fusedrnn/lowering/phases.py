@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ..capture import ops
 from ..capture.program import Program, Target
-from ..optimise.graph import aten, value
+from ..optimise.graph import aten, placeholders, value
 from ..optimise.locality import Locality, Rows, shape
 from . import operators, pointwise
 from .block import Block, Names
@@ -86,8 +86,7 @@ class _Writer:
         self.names = Names()
         self.made = Phases()
         self.shared: set[Node] = set()  # products whose left side is the next value of a carried leaf
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self.source_of = dict(zip(placeholders, program.sources, strict=True))
+        self.source_of = dict(zip(placeholders(graph), program.sources, strict=True))
 
     def phases(self) -> Phases:
         made = self.made
@@ -96,7 +95,8 @@ class _Writer:
         for i, node in enumerate(self.stages.carried):
             kind = self.source_of[node].kind
             if kind.endswith(" array"):
-                raise Unlowered(node, "a read of a TensorArray that the loop writes")
+                reader = next((user for user in node.users if user.target is ops.read), node)
+                raise Unlowered(reader, "a TensorArray that the loop writes")
             if kind != "time":
                 made.carried[node] = Buffer(f"c{i}", self.dims(node), value(node).dtype, self.is_of_rows(node))
         for i, product in enumerate(self.stages.products):
@@ -190,15 +190,19 @@ class _Writer:
         self.row = Block(self.names, arena, 2)
         self.values: dict[Node, Any] = {}
         uses: dict[Node, int] = {}
+        nested: dict[Node, int] = {}  # how many expressions are within one another
         for node in reversed(needed):
             uses[node] = self._uses(node, needed, uses) + sum(sunk is node for _, sunk, _ in sinks)
         for node in needed:
             lowered = self._lowered(node)
+            nested[node] = 1 + max((nested.get(operand, 0) for operand in node.all_input_nodes), default=0)
             if isinstance(lowered, Value) and node.target not in _THROUGH:
                 if node in later and self._worth_keeping(node):
                     lowered = self._crossed(node, lowered)
-                elif not lowered.cheap and (uses[node] > 1 or self._is_read_often(node, needed)):
+                elif not lowered.cheap and (uses[node] > 1 or self._is_read_often(node, needed) or nested[node] > _MOST_NESTED):
                     lowered = self._block(node).keep(lowered)
+            if isinstance(lowered, Value) and lowered.pointer is not None:
+                nested[node] = 0
             self.values[node] = lowered
         for kind, node, detail in sinks:
             self._sink(kind, node, detail)
@@ -351,4 +355,5 @@ class _Writer:
         return "\n".join([*head, *body, "}"])
 
 
+_MOST_NESTED = 64  # a compiler takes 256 brackets within one another (clang), and Python some hundred calls
 _AHEAD = -2  # the number of the function that runs ahead of the steps

@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 
 from ..capture.program import INVARIANT, Program
 from ..optimise.canonicalise import canonicalise
+from ..optimise.graph import copied, outputs, placeholders
 from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
 from ..optimise.simplify import assume_none_finished, simplify
@@ -49,7 +50,7 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
         Unlowered: an operator has no rule, and torch cannot take it apart.
     """
     program, moved = hoist(program)
-    graph = _copy(program.module.graph)
+    graph = copied(program.module.graph)
     simplify(graph)
     if wide:  # before torch takes sums of half precision apart with a rounding
         canonicalise(graph, _invariant(program, graph), wide=True)
@@ -73,20 +74,7 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
 
 def _invariant(program: Program, graph: Graph) -> set[Node]:
     """The placeholders that are the same at every step."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    return {node for node, source in zip(placeholders, program.sources, strict=True) if source.kind in INVARIANT}
-
-
-def _copy(graph: Graph) -> Graph:
-    new = Graph()
-    copies: dict[Node, Node] = {}
-    for node in graph.nodes:
-        copies[node] = new.node_copy(node, copies.__getitem__)
-    return new
-
-
-def _outputs(graph: Graph) -> list[Any]:
-    return list(next(node for node in reversed(graph.nodes) if node.op == "output").args[0])
+    return {node for node, source in zip(placeholders(graph), program.sources, strict=True) if source.kind in INVARIANT}
 
 
 def located(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None, Mixes | None]:
@@ -95,7 +83,7 @@ def located(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None
         return None, None
     try:
         found = Locality(program, graph, batch)
-        for target, node in zip(program.targets, _outputs(graph), strict=True):
+        for target, node in zip(program.targets, outputs(graph), strict=True):
             rows = found.of(node)
             by_rows = target.kind in ("finished", "inputs", "state", "emit", "stored", "past") and bool(shape(node))
             if (by_rows and rows is None) or (rows is not None and (rows.dim != 0 or rows.inner != 1)):
@@ -107,14 +95,13 @@ def located(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None
 
 def may_retire(program: Program, graph: Graph, locality: Locality) -> bool:
     """Whether nothing can be seen of what a finished row would do: no array is written, and loop_state holds nothing of rows."""
-    pairs = zip(program.targets, _outputs(graph), strict=True)
+    pairs = zip(program.targets, outputs(graph), strict=True)
     return not program.writes and all(target.kind != "loop_state" or locality.of(node) is None for target, node in pairs)
 
 
 def drop_masks(program: Program, graph: Graph) -> None:
     """A row that is finished is not run: what protects it from the step goes."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, source in zip(placeholders, program.sources, strict=True):
+    for node, source in zip(placeholders(graph), program.sources, strict=True):
         if source.kind == "finished":
             assume_none_finished(graph, node)
     simplify(graph)

@@ -146,18 +146,17 @@ def _before(graph: Graph, found: Stages) -> list[Node]:
     """The invariant nodes that the loop reads, cheap views of others aside: those are read through."""
     needed: dict[Node, None] = {}
 
-    def need(node: Node) -> None:
-        if node.op in ("placeholder", "get_attr"):
-            needed[node] = None
-        elif node.target in _MADE:
-            for operand in node.all_input_nodes:
-                if isinstance(value(operand), torch.Tensor):
-                    need(operand)
-        elif node.target in _INLINE and not any(isinstance(value(operand), torch.Tensor) is False for operand in node.all_input_nodes):
-            for operand in node.all_input_nodes:
-                need(operand)
-        elif isinstance(value(node), torch.Tensor):
-            needed[node] = None
+    def need(wanted: Node) -> None:
+        waiting = [wanted]
+        while waiting:
+            node = waiting.pop()
+            operands = [operand for operand in reversed(node.all_input_nodes) if isinstance(value(operand), torch.Tensor)]
+            if node.op in ("placeholder", "get_attr"):
+                needed[node] = None
+            elif node.target in _MADE or (node.target in _INLINE and len(operands) == len(node.all_input_nodes)):
+                waiting += operands
+            elif isinstance(value(node), torch.Tensor):
+                needed[node] = None
 
     only_weights = {product.node: product.weight for product in found.products}
     for node in graph.nodes:

@@ -9,7 +9,7 @@ from torch.fx import Node
 from ..capture import ops
 from ..capture.program import Program, Source, Target
 from ..capture.sizes import expression
-from .graph import aten, value
+from .graph import aten, outputs, placeholders, value
 
 _OR = (aten.bitwise_or.Tensor, aten.logical_or.default, aten.__or__.Tensor)
 _SAME = (aten.expand.default, aten.view.default, aten._to_copy.default, aten.clone.default, aten.detach.default, aten.unsqueeze.default)
@@ -17,14 +17,14 @@ _SAME = (aten.expand.default, aten.view.default, aten._to_copy.default, aten.clo
 
 def bounds(program: Program) -> list[sympy.Expr]:
     """The bounds: every row is finished at a time that the program compares with, or before an input that it reads step by step ends."""
-    placeholders = [node for node in program.module.graph.nodes if node.op == "placeholder"]
-    clock = dict(zip(program.sources, placeholders, strict=True)).get(Source("time"))
+    graph = program.module.graph
+    clock = dict(zip(program.sources, placeholders(graph), strict=True)).get(Source("time"))
     if clock is None:
         return []
-    outputs = dict(zip(program.targets, next(n for n in program.module.graph.nodes if n.op == "output").args[0], strict=True))
-    found = _compared(outputs[Target("finished")], clock)
-    if Target("past") in outputs:  # a read past the end is an error for rows that are not finished
-        for node in program.module.graph.nodes:
+    made = dict(zip(program.targets, outputs(graph), strict=True))
+    found = _compared(made[Target("finished")], clock)
+    if Target("past") in made:  # a read past the end is an error for rows that are not finished
+        for node in graph.nodes:
             if node.target is ops.read and node.args[1] is clock and not _is_conditional(node):
                 found.append(expression(value(node.args[0]).shape[node.args[2]]))
     return found

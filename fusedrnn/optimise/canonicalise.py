@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from .graph import aten, call, value
+from .graph import aten, call, placeholders, value
 from .products import depends_on, is_half, repeated_matrix
 from .shapes import VIEWS, Rule, argument, flattened, rewrite, same, shape, sizes, static, transposed, viewed
 from .simplify import simplify
@@ -277,7 +277,7 @@ def products_of_transposes(graph: Graph, weights: Set[Node]) -> int:
     It has them where w is made of closed-over tensors (``weights``) and constants only and x is not; where both are carried or both closed
     over, if the size of x along its rows is a symbol and that of w is not.
     """
-    carried = depends_on(graph, {node for node in graph.nodes if node.op == "placeholder" and node not in weights})
+    carried = depends_on(graph, set(placeholders(graph)) - weights)
 
     def turned(node: Node) -> Node | None:
         if not _rows_are_right(node, carried):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
+
+from ..capture.program import Source
 
 Pass = Callable[[Graph], int]  # rewrites a graph in place; how many places it changed
 
@@ -37,6 +40,69 @@ def call(graph: Graph, target: Any, *args: Any, like: Node | None = None, **kwar
     if like is not None and "stack_trace" in like.meta:
         node.meta["stack_trace"] = like.meta["stack_trace"]
     return node
+
+
+def placeholders(graph: Graph) -> list[Node]:
+    """What the graph takes, in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def output(graph: Graph) -> Node:
+    """The node that returns."""
+    found: Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return found
+
+
+def outputs(graph: Graph) -> list[Any]:
+    """What the graph returns, in order."""
+    return list(output(graph).args[0])  # type: ignore[arg-type]
+
+
+def copied(graph: Graph, instead: Mapping[Any, Any] = MappingProxyType({})) -> Graph:
+    """A copy of the graph, with other functions in the place of some."""
+    new = Graph()
+    copies: dict[Node, Node] = {}
+    for node in graph.nodes:
+        copies[node] = new.node_copy(node, copies.__getitem__)
+        copies[node].target = instead.get(node.target, node.target)
+    return new
+
+
+def made_of(graph: Graph, sources: Iterable[Source], kinds: Container[str]) -> set[Node]:
+    """The nodes that depend on these kinds of sources only.
+
+    Args:
+        sources: of the placeholders, in order.
+    """
+    found: set[Node] = set()
+    left = iter(sources)
+    for node in graph.nodes:
+        known = next(left).kind in kinds if node.op == "placeholder" else all(operand in found for operand in node.all_input_nodes)
+        if known and node.op != "output":
+            found.add(node)
+    return found
+
+
+def sort(graph: Graph) -> None:
+    """Put the nodes behind what they read, the placeholders first; else they keep their order."""
+    nodes = list(graph.nodes)
+    last, order = output(graph), list[Node]()
+    done: set[Node] = set()
+    for root in [*placeholders(graph), *nodes]:
+        waiting = [root]
+        while waiting:
+            node = waiting[-1]
+            missing = [] if node in done else [operand for operand in node.all_input_nodes if operand not in done]
+            if missing:
+                waiting += reversed(missing)
+                continue
+            waiting.pop()
+            if node not in done:
+                done.add(node)
+                order.append(node)
+    for node in order:
+        if node is not last:
+            last.prepend(node)
 
 
 def replace(node: Node, by: Any) -> None:

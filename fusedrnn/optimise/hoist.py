@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 
 from ..capture import ops
 from ..capture.program import Program, Source, Target
-from .graph import aten, call, replace, value
+from .graph import aten, call, copied, made_of, output, outputs, placeholders, replace, sort, value
 
 _MOST_TABLE = 1 << 24  # bytes of a table of products that is worth its memory
 
@@ -31,10 +31,7 @@ class Moved:
 
 def hoist(program: Program) -> tuple[Program, Moved]:
     """The program, a copy, with its inputs looked up where that frees a product from the loop."""
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    for node in program.module.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph = copied(program.module.graph)
     work = _Work(program, graph)
     work.inputs_from_tokens()
     work.inputs_from_time()
@@ -51,26 +48,18 @@ class _Work:
         self.program, self.graph = program, graph
         self.sources, self.targets = list(program.sources), list(program.targets)
         self.moved = Moved()
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        self.of_source = dict(zip(program.sources, placeholders, strict=True))
-        self.output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        self.of_source = dict(zip(program.sources, placeholders(graph), strict=True))
+        self.output = output(graph)
         self.invariant = self._closure({"tensor", "seed"})
 
     @property
     def outputs(self) -> list[Node]:
-        return list(self.output.args[0])
+        return outputs(self.graph)
 
     def _closure(self, kinds: set[str]) -> set[Node]:
         """The nodes that depend on these kinds of sources only."""
-        kind_of = {node: source.kind for source, node in self.of_source.items()}
-        found: set[Node] = set()
-        for node in self.graph.nodes:
-            if node.op == "output":
-                continue
-            known = kind_of[node] in kinds if node.op == "placeholder" else all(operand in found for operand in node.all_input_nodes)
-            if known:
-                found.add(node)
-        return found
+        source_of = {node: source for source, node in self.of_source.items()}
+        return made_of(self.graph, [source_of[node] for node in placeholders(self.graph)], kinds)
 
     def _inputs(self) -> list[tuple[Source, Node, int]]:
         """The carried inputs that a product may wait for: source, placeholder, place of the next value among the outputs."""
@@ -94,7 +83,7 @@ class _Work:
 
     def _placeholder(self, source: Source, like: Node, dtype: torch.dtype | None = None, shape: object = None) -> Node:
         """A new input of the graph."""
-        last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        last = placeholders(self.graph)[-1]
         with self.graph.inserting_after(last):
             node = self.graph.placeholder(f"{source.kind.replace(' ', '_')}_{source.place}")
         made = value(like)
@@ -143,7 +132,7 @@ class _Work:
 
     def _after(self, *nodes: Node) -> Node:
         """The first node behind all of these and behind the placeholders."""
-        wanted = set(nodes) | {node for node in self.graph.nodes if node.op == "placeholder"}
+        wanted = {*nodes, *placeholders(self.graph)}
         last = [node for node in self.graph.nodes if node in wanted][-1]
         following: Node = last.next
         return following
@@ -166,7 +155,7 @@ class _Work:
             # What reads the input stands behind the placeholders: so must what makes it.
             placeholder.replace_all_uses_with(now)
             self._drop(source, placeholder, target)
-            self._sort()
+            sort(self.graph)
             timed |= {first, now, *copies.values()}
 
     def _cannot_fail(self, node: Node) -> bool:
@@ -175,7 +164,7 @@ class _Work:
 
     def _one_step_earlier(self, made: Node, clock: Node) -> tuple[Node, dict[Node, Node]]:
         """A copy of what makes a value, for the time before."""
-        last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        last = placeholders(self.graph)[-1]
         with self.graph.inserting_after(last):
             earlier = call(self.graph, aten.sub.Tensor, clock, 1, like=made)
         copies: dict[Node, Node] = {clock: earlier}
@@ -198,30 +187,9 @@ class _Work:
                 waiting.extend(node.all_input_nodes)
         return found
 
-    def _sort(self) -> None:
-        """Put the nodes behind what they read."""
-        done: set[Node] = set()
-        order: list[Node] = []
-
-        def visit(node: Node) -> None:
-            if node in done:
-                return
-            done.add(node)
-            for operand in node.all_input_nodes:
-                visit(operand)
-            order.append(node)
-
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                visit(node)
-        for node in self.graph.nodes:
-            visit(node)
-        for node in order:
-            self.output.prepend(node) if node.op != "output" else None
-
     def products_of_rows(self) -> None:
         """A product with a row of a table, as a row of the product with the table."""
-        self._sort()
+        sort(self.graph)
         for node in list(self.graph.nodes):
             if node.target == aten.addmm.default:
                 bias, left, weight = node.args

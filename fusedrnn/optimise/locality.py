@@ -359,9 +359,25 @@ def _index_put(self: Locality, node: Any) -> Rows | None:
         if any(self.of(operand) is not None for operand in node.all_input_nodes):
             raise Mixes(node, "writes rows into what belongs to none")
         return None
-    if len(indices) > rows.dim and indices[rows.dim] in self.row_ids:
-        return rows
-    raise Mixes(node, "writes rows into one another")
+    if len(indices) > rows.dim and indices[rows.dim] is not None:
+        if indices[rows.dim] in self.row_ids:
+            return rows
+        raise Mixes(node, "writes rows into one another")
+    given = [(place, index) for place, index in enumerate(indices) if index is not None]
+    if any(self.of(index) is not None for _, index in given):
+        raise Mixes(node, "writes to places of one row in all rows")
+    new = node.args[2]
+    written = self.of(new)
+    first, rank = given[0][0], max(len(shape(index)) for _, index in given)
+    adjacent = [place for place, _ in given] == list(range(first, first + len(given)))
+    before = rows.dim - sum(1 for place, _ in given if place < rows.dim)
+    at = before + (rank if not adjacent or rows.dim > first else 0)
+    from_the_back = len(shape(x)) - len(given) + rank - at
+    if written is not None and written.dim != len(shape(new)) - from_the_back:
+        raise Mixes(node, "writes rows into one another")
+    if written is None and len(shape(new)) >= from_the_back and shape(new)[-from_the_back] != 1:
+        raise Mixes(node, "writes what belongs to no row into rows one by one")
+    return rows
 
 
 def _arange(self: Locality, node: Any) -> Rows | None:

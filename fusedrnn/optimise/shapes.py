@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch.fx import Graph, Node
 
 from ..capture.sizes import expression
-from .graph import aten, call, fake_mode, replace, value
+from .graph import aten, call, fake_mode, placeholders, replace, value
 
 Rule = Callable[[Node], Any]  # what stands for the node from now on, or None where the rule does not apply
 
@@ -56,12 +56,12 @@ def size(graph: Graph, length: Any, near: Iterable[Node] = ()) -> int | Node:
     if number is not None:
         return number
     wanted = expression(length)
-    near, placeholders = list(near), [node for node in graph.nodes if node.op == "placeholder"]
+    near = list(near)
     for node in near:
         made = node.meta.get("val")
         if isinstance(made, torch.SymInt) and expression(made) == wanted:
             return node
-    for node in [*placeholders, *near]:  # first those that are there anyway
+    for node in [*placeholders(graph), *near]:  # first those that are there anyway
         made = node.meta.get("val")
         for dim, other in enumerate(made.shape if isinstance(made, torch.Tensor) else ()):
             if expression(other) == wanted:
@@ -100,7 +100,12 @@ def viewed(graph: Graph, x: Node, lengths: Sequence[int | Node], like: Node) -> 
             value(x).view(known)
     except (RuntimeError, ValueError):
         return call(graph, aten.reshape.default, x, list(lengths), like=like)
-    return call(graph, aten.view.default, x, list(lengths), like=like)
+    return call(graph, aten.reshape.default if _is_expanded(value(x)) else aten.view.default, x, list(lengths), like=like)
+
+
+def _is_expanded(made: torch.Tensor) -> bool:
+    """Whether elements stand for several: a tensor without data may then allow a view that a real one refuses (torch 2.13)."""
+    return any(static(stride) == 0 and static(size) != 1 for stride, size in zip(made.stride(), made.shape, strict=True))
 
 
 def flattened(graph: Graph, x: Node, like: Node) -> Node:
@@ -172,6 +177,8 @@ def _relay(changed: Node) -> None:
 
 def _made(node: Node) -> Any:
     arguments, keywords = pytree.tree_map_only(Node, value, (node.args, node.kwargs))
+    if node.target in VIEWS and _is_expanded(arguments[0]):
+        node.target = aten.reshape.default
     with fake_mode(node.graph):
         try:
             return node.target(*arguments, **keywords)  # type: ignore[operator]

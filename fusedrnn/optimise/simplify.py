@@ -41,7 +41,8 @@ def simplify(graph: Graph, *, differentiable: bool = False) -> int:
 
 
 def _simplify_once(graph: Graph, differentiable: bool) -> int:
-    changes = slices_of_splits(graph) + drop_no_ops(graph, differentiable=differentiable) + fold_constants(graph)
+    changes = slices_of_splits(graph) + choices_of_masks(graph)
+    changes += drop_no_ops(graph, differentiable=differentiable) + fold_constants(graph)
     return changes + share(graph, differentiable=differentiable) + dead_code(graph)
 
 
@@ -225,6 +226,37 @@ def _piece(node: Node) -> Node | None:
     place %= len(lengths)
     begin = sum(lengths[:place])  # type: ignore[arg-type]
     return call(node.graph, aten.slice.Tensor, _operand(split), dim, begin, begin + lengths[place], like=split)  # type: ignore[operator]
+
+
+def choices_of_masks(graph: Graph) -> int:
+    """Make ``x[mask] = value`` a where. With a value for each place in the mask it stays: how many those are, only the mask tells."""
+    return rewrite(graph, {aten.index_put.default: [_choice]})
+
+
+def _choice(node: Node) -> Node | None:
+    x, indices, new = node.args[:3]
+    given: list[tuple[int, Node]] = [(place, index) for place, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
+    place, mask = given[0]
+    if len(given) != 1 or value(mask).dtype != torch.bool:
+        return None
+    graph, masked = node.graph, len(shape(mask))
+    behind = len(shape(node)) - place - masked
+    result: Any = new
+    before = len(shape(result)) - behind - 1  # what is written has one dimension for all that the mask covers
+    if before >= 0:
+        if static(shape(result)[before]) != 1:
+            return None
+        for _ in range(masked - 1):
+            result = call(graph, aten.unsqueeze.default, result, before, like=node)
+        if not masked:
+            result = call(graph, aten.squeeze.dim, result, before, like=node)
+    if value(result).dtype != value(node).dtype:
+        result = call(graph, aten._to_copy.default, result, dtype=value(node).dtype, like=node)
+    if argument(node, 3, "accumulate", False):
+        result = call(graph, aten.add.Tensor, x, result, like=node)
+    for _ in range(behind):
+        mask = call(graph, aten.unsqueeze.default, mask, -1, like=node)
+    return call(graph, aten.where.self, mask, result, x, like=node)
 
 
 # Constants.

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ..capture.program import INVARIANT, Program, Source, Target
-from .graph import aten, value
+from .graph import aten, made_of, output, outputs, placeholders, value
 from .locality import Locality, shape
 
 _PRODUCTS = (aten.mm.default, aten.addmm.default)
@@ -38,13 +38,12 @@ def sink(program: Program, module: GraphModule, locality: Locality) -> tuple[lis
         The targets of the changed graph ("stored" for such an emit), and what is left to do after the loop.
     """
     graph = module.graph
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    outputs: list[Node] = list(output.args[0])
-    source_of = dict(zip([node for node in graph.nodes if node.op == "placeholder"], program.sources, strict=True))
-    invariant = _invariant(graph, source_of)
+    made: list[Node] = outputs(graph)
+    source_of = dict(zip(placeholders(graph), program.sources, strict=True))
+    invariant = made_of(graph, program.sources, INVARIANT)
     targets, sunk = list(program.targets), Sunk()
-    for place, (target, node) in enumerate(zip(program.targets, outputs, strict=True)):
-        if target.kind != "emit" or outputs.count(node) > 1:
+    for place, (target, node) in enumerate(zip(program.targets, made, strict=True)):
+        if target.kind != "emit" or made.count(node) > 1:
             continue
         tail = _tail(node, invariant, locality)
         if tail is None:
@@ -56,20 +55,11 @@ def sink(program: Program, module: GraphModule, locality: Locality) -> tuple[lis
         sunk.modules[target.place], sunk.sources[target.place] = GraphModule(module, part), reads
         weights = [operand for inner in nodes if inner.target in _PRODUCTS for operand in inner.args[-1:]]
         sunk.lines += [f"a product {[int(size) for size in shape(weight) if size.is_Integer]} of an emit" for weight in weights]
-        outputs[place] = left
+        made[place] = left
         targets[place] = Target("stored", target.place)
-    output.args = (outputs,)
+    output(graph).args = (made,)
     graph.eliminate_dead_code()
     return targets, sunk
-
-
-def _invariant(graph: Graph, source_of: dict[Node, Source]) -> set[Node]:
-    found: set[Node] = set()
-    for node in graph.nodes:
-        known = source_of[node].kind in INVARIANT if node.op == "placeholder" else all(operand in found for operand in node.all_input_nodes)
-        if known and node.op != "output":
-            found.add(node)
-    return found
 
 
 def _tail(node: Node, invariant: set[Node], locality: Locality) -> tuple[Node, list[Node]] | None:

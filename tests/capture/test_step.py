@@ -145,12 +145,39 @@ def stacks_a_carried_array(time, output, state, carried):
     return carried.stack().mean(0)[:, :D], carried
 
 
+LAST = None
+
+
+def rebinds(time, output, state, carried):
+    global LAST
+    LAST = time
+    return output[:, :D]
+
+
+class Counter:
+    def __init__(self):
+        self.count = 0
+
+    def step(self, output):
+        self.count += 1
+        return output[:, :D]
+
+
+COUNTER = Counter()
+
+
+def sets(time, output, state, carried):
+    return COUNTER.step(output)
+
+
 REFUSALS = {
     branches: ("decides in Python on a tensor's value", "use torch.where or torch.cond", "# the branch"),
     converts: ("turns a tensor into Python numbers", "keep it a tensor", "float(output.max())"),
     indexes_a_list: ("uses a tensor as a Python index", "torch.stack(items)[time]", "[time % 2]"),
-    appends: ("LOG", "carry it in the state or loop_state", None),
-    counts: ("CALLS", "carry it in the state or loop_state", None),
+    appends: ("LOG", "carry it in the state or loop_state", "LOG.append(1)"),
+    counts: ("CALLS", "carry it in the state or loop_state", 'CALLS["count"] += 1'),
+    rebinds: ("global `LAST`", "carry it in the state or loop_state", "LAST = time"),
+    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count += 1"),
     prints: ("calls print", "leave it out", 'print("step")'),
     nests: ("runs a loop of its own", "number of steps is not known", "raw_rnn(nn.GRUCell(D, H), inner)"),
     draws_from_a_generator: ("draws from a torch.Generator", "leave `generator` out", "torch.rand("),
@@ -173,8 +200,7 @@ def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
         looping(step, "stepwise", loop_state=array)
     assert what in error.value.reason
     assert instead in error.value.reason
-    if line is not None:
-        assert line in source_line(error.value.location)
+    assert line in source_line(error.value.location)
     before = fusedrnn.fallbacks().get(error.value.reason, 0)
     LOG.clear()
     CALLS["count"] = 0
@@ -285,3 +311,80 @@ def test_torch_random_functions_draw_the_same_everywhere(backend):
         torch.testing.assert_close(raw_rnn(cell, loop_fn, backend=backend)[0].stack(), expected, atol=1e-4, rtol=1e-4)
         torch.manual_seed(4)
         assert not torch.equal(raw_rnn(cell, loop_fn, backend=backend)[0].stack(), expected)
+
+
+@pytest.mark.parametrize("backend", ["stepwise", "native"])
+@pytest.mark.parametrize("look_up", [lambda table, at: table[at], nn.functional.embedding, lambda table, at: table.select(0, at)])
+def test_a_cell_that_looks_up_by_a_number_in_its_state(look_up, backend):
+    table = torch.randn(9, H, requires_grad=True)
+    x = torch.randn(T, B, H)
+
+    class Cell:
+        output_size, state_size = H, (H, torch.Size(()))
+
+        def __call__(self, inputs, state):
+            at = (state[1], table) if look_up is nn.functional.embedding else (table, state[1])
+            new = torch.tanh(inputs + look_up(*at) * state[0])
+            return new, (new, state[1] + 1)
+
+    def looped(start, backend):
+        def loop_fn(time, output, state, _):
+            return time >= T, x[time], (torch.ones(B, H), torch.tensor(start)) if output is None else state, output, None
+
+        emits = raw_rnn(Cell(), loop_fn, backend=backend)[0].stack()
+        return emits, torch.autograd.grad(emits.sum(), table)[0]
+
+    for got, want in zip(looped(1, backend), looped(1, "reference"), strict=True):
+        torch.testing.assert_close(got, want)
+    with pytest.raises(IndexError):
+        looped(9, backend)  # the read rule is loop_fn's: here an index past the end is one
+
+
+def test_an_error_of_tracing_has_a_place():
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            if isinstance(state.shape[0], torch.SymInt):
+                raise RuntimeError("strange")
+            return state, state
+
+    def loop_fn(time, output, state, _):
+        return time >= T, torch.zeros(B, H), torch.zeros(B, H) if output is None else state, output, None
+
+    with pytest.raises(PlanError, match="cannot be traced: RuntimeError: strange") as refused:
+        raw_rnn(Cell(), loop_fn, backend="stepwise")
+    assert "raise RuntimeError" in source_line(refused.value.location)
+
+
+def test_programs_of_one_code_are_bounded():
+    """A step that is good for one batch size only is captured for each: the last ones are kept."""
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            return inputs * int(inputs.shape[0]), state
+
+    def looped(rows, backend):
+        x, zeros = torch.ones(T, rows, H), torch.zeros(rows, H)
+
+        def loop_fn(time, output, state, _):
+            return time >= T, x[time], zeros if output is None else state, output, None
+
+        return raw_rnn(Cell(), loop_fn, backend=backend)[0].stack()
+
+    for rows in range(2, 3 * cache._MOST_SIZES):
+        torch.testing.assert_close(looped(rows, "stepwise"), torch.full((T, rows, H), float(rows)))
+        assert cache.size() == min(rows - 1, cache._MOST_SIZES)
+        looped(2, "stepwise")  # used all along, it stays
+    captures = []
+    original = cache.capture
+    cache.capture = lambda *arguments: captures.append(1) or original(*arguments)
+    try:
+        looped(2, "stepwise")
+        assert not captures
+        looped(3, "stepwise")
+        assert captures
+    finally:
+        cache.capture = original

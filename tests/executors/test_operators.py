@@ -205,6 +205,23 @@ def known() -> Values:
 
 prims = torch.ops.prims
 
+
+def assigned(x: torch.Tensor, index: Any, new: Any) -> torch.Tensor:
+    """A copy of x with ``x[index] = new``."""
+    made = x.clone()
+    made[index] = new
+    return made
+
+
+def attended(v: Values) -> torch.Tensor:
+    """``[B, 4]``: attention of two heads over q, without weights, so that torch takes its fused function."""
+    places = v["q"].transpose(0, 1)
+    made, _ = torch.nn.functional.multi_head_attention_forward(
+        v["x"][None], places, places, 4, 2, v["long"].repeat(2, 1), None, None, None, False, 0.0, v["w"], None, need_weights=False
+    )
+    return made[0]
+
+
 # For each operator loops that call it. A new rule without one fails `test_the_rules_have_cases`.
 CASES: dict[Any, list[Case]] = {
     aten.div.Tensor_mode: [
@@ -436,6 +453,18 @@ CASES: dict[Any, list[Case]] = {
         lambda v: v["half"].index_put((torch.arange(v["x"].shape[0])[:, None], v["pair"]), v["half"][:, :2], accumulate=True),
         lambda v: v["b"].index_put((torch.arange(v["x"].shape[0]), v["k"]), torch.tensor(True)),
         lambda v: v["x"].index_put((torch.arange(v["x"].shape[0]), v["k"]), v["w"][0, 0]),
+        lambda v: assigned(v["x"], (slice(None), v["fixed"]), v["y"][:, :2]),
+        lambda v: assigned(v["x"], (slice(None), v["fixed"]), 0.5),
+        lambda v: assigned(v["x"], (slice(None), v["fixed"]), v["w"][:1, :2]),
+        lambda v: assigned(v["q"], (slice(None), v["fixed"]), v["q"][:, 1:] * 2),
+        lambda v: assigned(v["q"], (slice(None), slice(None), v["fixed"]), v["x"][:, :3, None]),
+        lambda v: assigned(v["q"], (slice(None), v["fixed"], v["fixed"]), v["y"][:, :2]),
+        lambda v: assigned(v["q"], (slice(None), v["fixed"][:, None], v["fixed"]), v["r"][:, :2]),
+        lambda v: assigned(v["q"][:, None], (slice(None), 0, slice(None), v["fixed"]), v["q"][:, :, :2]),
+        lambda v: v["x"].index_add(1, v["fixed"], v["y"][:, :2]),
+        lambda v: v["x"].index_copy(1, v["fixed"], v["y"][:, :2]),
+        lambda v: v["x"].index_fill(1, v["fixed"], 0.5),
+        lambda v: v["half"].index_add(1, v["fixed"].repeat(2), v["half"]),
     ],
     aten.scatter.src: [
         lambda v: v["x"].scatter(1, v["pair"], v["y"]),
@@ -654,6 +683,13 @@ CASES: dict[Any, list[Case]] = {
         lambda v: torch.empty_like(v["x"]).exponential_(),
         lambda v: v["h"].clone().normal_(),
         lambda v: torch.rand(v["x"].shape[0], 2, 3),
+        lambda v: torch.nn.functional.gumbel_softmax(v["x"]),
+        lambda v: torch.nn.functional.gumbel_softmax(v["x"], hard=True),
+        lambda v: torch.nn.functional.dropout1d(v["q"], 0.4),
+        lambda v: torch.nn.functional.dropout2d(v["q"][:, :, None], 0.4)[:, :, 0],
+        lambda v: torch.distributions.Categorical(logits=v["x"]).sample(),
+        lambda v: torch.distributions.Normal(v["x"], v["y"].abs() + 0.1).rsample(),
+        lambda v: torch.distributions.Bernoulli(logits=v["x"]).sample(),
     ],
 }
 
@@ -716,14 +752,46 @@ COMPOSED: list[Case] = [
     lambda v: v["x"].frac(),
     lambda v: torch.logaddexp(v["x"], v["y"]),
     lambda v: torch.nn.functional.prelu(v["x"], v["w"][0]),
+    lambda v: v["x"].median(1).values,
+    lambda v: v["odd"].median(1, keepdim=True)[0],
+    lambda v: torch.kthvalue(v["x"], 2, 1),
+    lambda v: torch.kthvalue(v["odd"], 3, keepdim=True).values,
+    lambda v: torch.quantile(v["x"], 0.3, dim=1),
+    lambda v: torch.nn.functional.group_norm(v["x"], 2),
+    lambda v: torch.nn.functional.group_norm(v["q"], 3, v["w"][0, :3], v["w"][1, :3]),
+    lambda v: torch.nn.functional.instance_norm(v["q"]),
+    lambda v: torch.nn.functional.rms_norm(v["x"], (4,)),
+    lambda v: torch.nn.functional.batch_norm(v["x"], v["w"][0], v["w"][1].abs(), v["w"][2], v["w"][3]),
+    lambda v: torch.nn.functional.conv1d(v["q"], v["w3"][:, :3, :2], v["w"][0, :3], padding=1),
+    lambda v: torch.nn.functional.conv1d(v["m"], v["w"][:, :2, None].expand(4, 2, 2), stride=2, dilation=2),
+    lambda v: torch.nn.functional.conv1d(v["m"], v["w"][:, None, :2], padding=1, groups=2),
+    lambda v: torch.nn.functional.conv2d(v["q"][:, None], v["w3"][:2, None, :2, :3], stride=(1, 2), padding=(1, 1)),
+    lambda v: torch.nn.functional.conv1d(v["half"][:, None], v["w"].bfloat16()[:, None, :3], padding=1),
+    # Writes at a mask.
+    lambda v: assigned(v["x"], v["x"] > 0, 0.5),
+    lambda v: assigned(v["x"], v["b"], v["s"][0]),
+    lambda v: assigned(v["q"], v["b"][:, :3], v["w"][0]),
+    lambda v: assigned(v["q"], v["flag"], v["w"][:3]),
+    lambda v: assigned(v["q"], v["q"] > 0, v["w"][0, :1]),
+    lambda v: assigned(v["x"], (slice(None), v["mask"]), v["y"][:, :1]),
+    lambda v: assigned(v["q"], (slice(None), slice(None), v["mask"]), v["x"][:, :3, None]),
+    lambda v: v["x"].index_put((v["b"],), v["w"][0, 0], accumulate=True),
+    lambda v: assigned(v["n"], v["n"] < 0, 7),
+    lambda v: v["x"].masked_fill(v["b"], -1.0),
+    # Changes in place of what the step has made.
+    lambda v: v["x"].clone().clamp_(-0.5, 0.5).mul_(2).sub_(v["y"]),
+    lambda v: v["x"].clone().cumsum_(1),
+    lambda v: v["n"].clone().floor_divide_(3),
+    lambda v: v["q"].clone().transpose_(1, 2).neg_(),
+    lambda v: assigned(v["x"], (slice(None), slice(1, 3)), v["y"][:, :2]),
+    # What torch's Python functions call.
+    lambda v: attended(v),
 ]
 
 # What the native executor cannot do: it says so, and `stepwise` does it.
 REFUSED: dict[str, Case] = {
     "hypot": lambda v: torch.hypot(v["x"], v["y"]),
     "logcumsumexp": lambda v: v["x"].logcumsumexp(1),
-    "median": lambda v: v["x"].median(1).values,
-    "kthvalue": lambda v: torch.kthvalue(v["x"], 2, 1).values,
     "mode": lambda v: v["ties"].mode(1).values,
     "cummax": lambda v: torch.cummax(v["x"], 1).values,
 }

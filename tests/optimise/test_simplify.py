@@ -11,6 +11,7 @@ from fusedrnn.optimise import simplify as passes
 from fusedrnn.optimise.graph import aten, value
 from fusedrnn.optimise.simplify import (
     assume_none_finished,
+    choices_of_masks,
     dead_code,
     drop_no_ops,
     fold_constants,
@@ -330,6 +331,36 @@ def test_any_graph(recipe):
     checked = Checked(traced(function, ROWS, ROWS))
     checked.after(simplify)
     assert not {"clone", "detach", "split", "getitem"} & set(kinds(checked.graph))
+
+
+PUTS = {
+    "a number": (lambda x, flags: x.index_put((flags,), torch.tensor(2.0, dtype=torch.float64)), (ROWS, ROWS)),
+    "rows": (lambda x, flags: x.index_put((flags[:, 0],), torch.arange(6.0, dtype=torch.float64)), (ROWS, ROWS)),
+    "one value": (lambda x, flags: x.index_put((flags,), x[0, :1]), (ROWS, ROWS)),
+    "behind rows": (lambda x, flags: aten.index_put(x, [None, flags[0]], x[:, :1]), (ROWS, ROWS)),
+    "added": (lambda x, flags: x.index_put((flags,), x[0, 0], True), (ROWS, ROWS)),
+}
+
+
+@pytest.mark.parametrize("name", PUTS)
+def test_a_write_at_a_mask_is_a_choice(name):
+    function, shapes = PUTS[name]
+    checked = Checked(traced(lambda x, y: function(x, y > 0), *shapes))
+    checked.after(choices_of_masks)
+    assert "index_put" not in kinds(checked.graph)
+    assert "where" in kinds(checked.graph)
+
+
+def test_a_write_of_a_value_for_each_place_in_a_mask_stays():
+    module = traced(lambda x, y, z: x.index_put((y > 0,), z), ROWS, ROWS, ("S",))
+    assert choices_of_masks(module.graph) == 0
+
+
+def test_a_view_of_an_expanded_tensor_is_a_reshape():
+    """torch's tensors without data allow some views that real ones refuse."""
+    checked = Checked(traced(lambda x: x.expand(2, 1, 3, 6).clone().view(6, 6) + 1, (3, 6)))
+    checked.after(simplify)
+    assert "clone" not in kinds(checked.graph)
 
 
 def test_new_nodes_know_the_place_of_those_they_stand_for():

@@ -17,7 +17,7 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from ...capture.program import Target
 from ...capture.sizes import expression
-from ...optimise.graph import aten, value
+from ...optimise.graph import aten, placeholders, value
 from . import types
 from .rule import Columns, Lowering, Unlowered
 from .rules import READ_THROUGH, lower
@@ -115,9 +115,7 @@ class _Writer:
         self.tile_of = {product.node: tile for tile in schedule.tiles for product, _ in tile.segments}
         self.tiled: set[Tile] = set()
         self.leaf_of = {leaf.node: leaf for leaf in self.step.leaves}
-        self.source_of = dict(
-            zip([node for node in self.made.module.graph.nodes if node.op == "placeholder"], self.made.program.sources, strict=True)
-        )
+        self.source_of = dict(zip(placeholders(self.made.module.graph), self.made.program.sources, strict=True))
         self.taken |= (
             {tile.name for tile in schedule.tiles} | {exchange.name for exchange in schedule.exchanges} | set(self.hoisted.values())
         )

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from ...capture import ops
 from ...capture.program import INVARIANT, Source, Target
-from ...optimise.graph import aten, value
+from ...optimise.graph import aten, outputs, placeholders, value
 from ...optimise.locality import shape
 from ..operators import row_shape
 from ..pipeline import Optimised
@@ -124,8 +124,7 @@ def stripped(node: Node) -> Node:
 class _Reader:
     def __init__(self, made: Optimised) -> None:
         self.made, self.found = made, Step(made)
-        placeholders = [node for node in made.module.graph.nodes if node.op == "placeholder"]
-        self.source_of = dict(zip(placeholders, made.program.sources, strict=True))
+        self.source_of = dict(zip(placeholders(made.module.graph), made.program.sources, strict=True))
 
     def step(self) -> Step:
         made, found = self.made, self.found
@@ -137,13 +136,12 @@ class _Reader:
             raise refused
         if program.writes:
             raise Unlowered(None, "the loop writes a TensorArray")
-        output = next(node for node in reversed(graph.nodes) if node.op == "output")
-        outputs = list(zip(program.targets, output.args[0], strict=True))
+        pairs = list(zip(program.targets, outputs(graph), strict=True))
         timed = self._classify()
-        self._hoist(timed, [node for _, node in outputs])
-        needed = self._needed([node for _, node in outputs if isinstance(node, Node)])
+        self._hoist(timed, [node for _, node in pairs])
+        needed = self._needed([node for _, node in pairs if isinstance(node, Node)])
         found.nodes = [node for node in graph.nodes if node in needed]
-        by_target = {(target.kind, target.place): node for target, node in outputs}
+        by_target = {(target.kind, target.place): node for target, node in pairs}
         for node, source in self.source_of.items():
             if source.kind in INVARIANT or source.kind in ("time", "finished"):
                 continue
@@ -154,7 +152,7 @@ class _Reader:
             if not isinstance(after, Node):
                 raise Unlowered(node, "its next value is a constant")
             found.leaves.append(CarriedLeaf(node, source, after, found.width(node), by_row))
-        found.outputs = [(target, node) for target, node in outputs if target.kind in ("finished", "past", "emit", "stored")]
+        found.outputs = [(target, node) for target, node in pairs if target.kind in ("finished", "past", "emit", "stored")]
         for node in found.nodes:
             self._check(node)
         for leaf in found.leaves:
@@ -181,7 +179,7 @@ class _Reader:
                     timed.add(node)
         return timed
 
-    def _hoist(self, timed: set[Node], outputs: list[Any]) -> None:
+    def _hoist(self, timed: set[Node], ends: list[Any]) -> None:
         """The timed nodes that a step reads and that hold a product, or what no rule knows."""
         heavy: set[Node] = set()
         for node in self.made.module.graph.nodes:
@@ -190,7 +188,7 @@ class _Reader:
                 if not known or any(operand in heavy for operand in node.all_input_nodes) or self._is_odd(node):
                     heavy.add(node)
         for node in self.made.module.graph.nodes:
-            if node in heavy and (node in outputs or any(user not in timed and user.op != "output" for user in node.users)):
+            if node in heavy and (node in ends or any(user not in timed and user.op != "output" for user in node.users)):
                 self.found.hoisted.append(node)
 
     def _is_odd(self, node: Node) -> bool:
