@@ -52,7 +52,12 @@ class Warm:
     def made(cls, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Native) -> Warm | None:
         """None where time 0 cannot be captured."""
         surroundings = _surroundings(begun.device)
-        first = None if surroundings is None else cache.unchanged_by(call, lambda closed_over: capture_first(call, begun, closed_over))
+        embeddings = compiled.source.moved.embeddings
+
+        def trace(closed_over: list[torch.Tensor]) -> First:
+            return capture_first(call, begun, closed_over, embeddings)
+
+        first = None if surroundings is None else cache.unchanged_by(call, trace)
         if first is None:
             return None
         leaves: dict[str, Any] = {
@@ -78,13 +83,14 @@ class Warm:
         return self.first.fits(batch, tensors) and self.program.fits(batch, tensors)
 
     def bound(self, call: Call, tensors: Sequence[torch.Tensor]) -> Bound | None:
-        """Time 0 with tensors that it fits; None where there is no step to take or a row reads past an end."""
+        """Time 0 with tensors that it fits; None where a row reads past an end, or where the loop draws and there is no step to take."""
         begun, program = self.begun, self.program
         frame = Frame(0)
-        trees: dict[str, list[Any]] = {
+        made: dict[str, list[Any]] = {
             "finished": [None], "past": [None],
-            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []),
+            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or ()),
         }  # fmt: skip
+        tokens: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             outputs = self.first.run(*[
                 tensors[source.place] if source.kind == "tensor"
@@ -92,21 +98,34 @@ class Warm:
                 else torch.tensor(frame.seed, dtype=torch.int64)
                 for source in self.first.sources
             ])  # fmt: skip
-        for target, output in zip(self.first.targets, outputs, strict=True):
-            trees[target.kind][target.place] = output
-        finished, past = trees["finished"][0], trees["past"][0]
-        if bool(finished.all()) or (past is not None and bool(past.any())):
+            for (kind, place), output in zip(self.first.targets, outputs, strict=True):
+                if kind == "token":
+                    if not _within(output, tensors[self.native.source.moved.embeddings[place]]):
+                        return None
+                    tokens[place] = output
+                else:
+                    made[kind][place] = output
+        finished, past = made["finished"][0], made["past"][0]
+        if (past is not None and bool(past.any())) or (program.draws and bool(finished.all())):
             return None
-        started = replace(
-            begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
-            loop_state=None if begun.loop_state is None else trees["loop_state"],
+        started = Start(
+            begun.batch, begun.device, finished, made["inputs"], begun.inputs_port, made["state"], begun.state_port,
+            None if begun.loop_state is None else made["loop_state"], begun.loop_state_port, begun.emit_port,
         )  # fmt: skip
-        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None, tokens)  # type: ignore[arg-type]
 
     def run(self, call: Call, bound: Bound) -> Result | None:
-        """The loop; None where it fails, which the slower way explains."""
+        """The loop; None where it fails or takes no step, which the slower way explains."""
         ended = bound.run()
-        return None if ended is None else native.result(call, bound.begun, self.emit_port, ended)
+        return None if ended is None or not ended.steps else native.result(call, bound.begun, self.emit_port, ended)
+
+
+def _within(token: torch.Tensor, embedding: torch.Tensor) -> bool:
+    """Whether all tokens are rows of an embedding."""
+    if len(token) == 1:
+        return 0 <= token.item() < len(embedding)
+    least, most = token.aminmax()
+    return 0 <= least.item() and most.item() < len(embedding)
 
 
 def run(call: Call) -> Result | None:
