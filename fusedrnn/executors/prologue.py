@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from ..capture import ops
 from ..capture.program import Source
 
+_is_gone: Any = torch.UntypedStorage._expired  # of the memory that a StorageWeakRef keeps the address of
 Version = tuple[Any, ...]
 Made = Callable[[torch.Tensor], torch.Tensor]
 
@@ -27,19 +28,19 @@ class _Kept:
     """What was made of some tensors, good while their memory lives and has not changed: freed memory may become another tensor's."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], made: list[torch.Tensor]) -> None:
-        memory = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
-        self._of = list(zip([version(tensor) for tensor in tensors], memory, strict=True))
+        self._memory = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]  # type: ignore[no-untyped-call]
+        self._of = [(version(tensor), memory.cdata) for tensor, memory in zip(tensors, self._memory, strict=True)]
         self.made = made
 
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+    def holds(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether these are the same tensors, unchanged."""
         for tensor, (before, memory) in zip(tensors, self._of, strict=True):
-            if before is None or version(tensor) != before or memory.expired():  # type: ignore[no-untyped-call]
+            if before is None or version(tensor) != before or _is_gone(memory):
                 return False
         return True
 
     def expired(self) -> bool:
-        return any(memory.expired() for _, memory in self._of)  # type: ignore[no-untyped-call]
+        return any(_is_gone(memory) for _, memory in self._of)
 
 
 @dataclass
@@ -63,15 +64,32 @@ class _Part:
 
 
 @dataclass
+class _Fixed:
+    """What was made of the closed-over tensors alone, in the last call.
+
+    Attributes:
+        kept: nothing, while that holds: only the tensors' versions.
+        entries: the tensors by their entries.
+        known: the tensors by their nodes.
+    """
+
+    kept: _Kept
+    entries: list[tuple[int, torch.Tensor]]
+    known: dict[Node, torch.Tensor]
+
+
+@dataclass
 class _Varying:
     """What every call makes anew.
 
     Attributes:
-        part: those nodes; None where there are none.
+        part: those nodes that have to be computed; None where there are none.
+        given: entries that are a source other than a closed-over tensor as it is.
         tables: entries that are a table alone, as the first step's tokens are rows of it too, and the node that it is.
     """
 
     part: _Part | None
+    given: list[tuple[int, Source]]
     tables: list[tuple[int, Node]]
 
 
@@ -106,7 +124,9 @@ class Prologue:
             if node in self._source_of and self._source_of[node].kind == "tensor"
         ]
         direct = {entry for entry, _ in self.direct}
-        self._entries = {node: kept for node, found in self._entries.items() if (kept := [entry for entry in found if entry[0] not in direct])}
+        self._entries = {
+            node: kept for node, found in self._entries.items() if (kept := [entry for entry in found if entry[0] not in direct])
+        }
         varying = [node for node in self._entries if self._needs[node] is None]
         self._stays = set(self._kept_inputs(varying))
         by_needs: dict[tuple[int, ...], list[Node]] = {}
@@ -115,6 +135,8 @@ class Prologue:
             if needs is not None:
                 by_needs.setdefault(needs, []).append(node)
         self._fixed = [self._part(nodes, needs, set()) for needs, nodes in by_needs.items()]
+        self._needed = sorted({place for needs in by_needs for place in needs})
+        self._last: _Fixed | None = None
         self._varying: dict[frozenset[int], _Varying] = {}
         for other in tuple(_prologues):
             other.forget()
@@ -125,22 +147,43 @@ class Prologue:
         for part in self._fixed:
             if part.kept is not None and part.kept.expired():
                 part.kept = None
+        if self._last is not None and self._last.kept.expired():
+            self._last = None
 
     def tensors(
         self, tensors: Sequence[torch.Tensor], rows: frozenset[int], given: Callable[[], Mapping[Source, torch.Tensor]]
     ) -> list[tuple[int, torch.Tensor]]:
-        """The tensors by their entries, those of `direct` aside.
+        """The tensors by their entries, those of `direct` aside; some may not be contiguous.
 
         Args:
             tensors: the closed-over ones.
             rows: the inputs whose first tokens are rows of their embeddings, so that nothing has to be made of the first inputs.
             given: gives those of all other sources.
         """
-        varying = self._varying.get(rows)
-        if varying is None:
-            varying = self._varying[rows] = self._varying_with(rows)
+        varying = self._varying_for(rows)
+        last = self._last  # another thread may replace it
+        if last is None or not last.kept.holds([tensors[place] for place in self._needed]):
+            last = self._last = self._fixed_tensors(tensors)
+        found = list(last.entries)
+        for entry, node in varying.tables:
+            source = self._source_of.get(node)
+            found.append((entry, last.known[node] if source is None else tensors[source.place]))
+        if varying.given or varying.part is not None:
+            others = given()
+            found += [(entry, others[source]) for entry, source in varying.given]
+            if varying.part is not None:
+                found += zip(varying.part.entries, self._made(varying.part, tensors, others, last.known), strict=False)
+        return found
+
+    def looked_at(self, rows: frozenset[int]) -> set[int]:
+        """The places of the closed-over tensors that `tensors` makes others of."""
+        part = self._varying_for(rows).part
+        return {*self._needed, *[source.place for source in (part.inputs if part else []) if isinstance(source, Source)]}
+
+    def _fixed_tensors(self, tensors: Sequence[torch.Tensor]) -> _Fixed:
         found: list[tuple[int, torch.Tensor]] = []
         known: dict[Node, torch.Tensor] = {}
+        versions = _Kept([tensors[place] for place in self._needed], [])
         for part in self._fixed:
             assert part.needs is not None
             needed = [tensors[place] for place in part.needs]
@@ -149,12 +192,7 @@ class Prologue:
                 kept = part.kept = _Kept(needed, self._made(part, tensors, {}, {}))
             found += zip(part.entries, kept.made, strict=False)
             known.update(zip(part.nodes, kept.made[len(part.entries) :], strict=True))
-        for entry, node in varying.tables:
-            source = self._source_of.get(node)
-            found.append((entry, known[node] if source is None else tensors[source.place].detach().contiguous()))
-        if varying.part is not None:
-            found += zip(varying.part.entries, self._made(varying.part, tensors, given(), known), strict=False)
-        return found
+        return _Fixed(versions, found, known)
 
     def _made(
         self, part: _Part, tensors: Sequence[torch.Tensor], given: Mapping[Source, torch.Tensor], known: Mapping[Node, torch.Tensor]
@@ -173,18 +211,27 @@ class Prologue:
             ]
         return [*named, *made]
 
+    def _varying_for(self, rows: frozenset[int]) -> _Varying:
+        found = self._varying.get(rows)
+        if found is None:
+            found = self._varying[rows] = self._varying_with(rows)
+        return found
+
     def _varying_with(self, rows: frozenset[int]) -> _Varying:
         nodes: list[Node] = []
+        given: list[tuple[int, Source]] = []
         tables: list[tuple[int, Node]] = []
         for node, entries in self._entries.items():
             if self._needs[node] is not None:
                 continue
             table = self._table_alone(node, rows)
-            if table is None:
-                nodes.append(node)
-            else:
+            if table is not None:
                 tables += [(entry, table) for entry, _ in entries]
-        return _Varying(self._part(nodes, None, self._stays) if nodes else None, tables)
+            elif node in self._source_of and not any(is_packed for _, is_packed in entries):
+                given += [(entry, self._source_of[node]) for entry, _ in entries]
+            else:
+                nodes.append(node)
+        return _Varying(self._part(nodes, None, self._stays) if nodes else None, given, tables)
 
     def _table_alone(self, node: Node, rows: frozenset[int]) -> Node | None:
         """The table of a node that is one with the first step's rows behind it, if those are not needed."""

@@ -204,4 +204,4 @@ def _spelling(rows: list[int], indices: list[list[int]]) -> Spelling:
     lengths = [len(indices[row]) for row in rows]
     longest = max(lengths)
     padded = [indices[row] + [0] * (longest - length) for row, length in zip(rows, lengths, strict=True)]
-    return Spelling(rows, torch.tensor(padded).T.contiguous(), torch.tensor(lengths))
+    return Spelling(rows, torch.tensor(list(zip(*padded, strict=True))), torch.tensor(lengths))

@@ -136,7 +136,7 @@ class _Work:
                 self.moved.embeddings[source.place] = closed_over.place
             first = self._placeholder(Source("initial inputs", source.place), placeholder)
             carried = self._placeholder(Source("token", source.place), placeholder, torch.int64, value(placeholder).shape[:1])
-            with self.graph.inserting_before(self._after(first, carried, table)):  # type: ignore[arg-type]
+            with self.graph.inserting_before(self._after(first, carried, table)):
                 rows = call(self.graph, ops.table, table, first, like=made)
                 looked_up = call(self.graph, aten.embedding.default, rows, carried, like=made)
             with self.graph.inserting_after(made):
