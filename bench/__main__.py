@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from . import g2p, lstm, measure
+from . import calls, g2p, lstm, measure
 
-_PARTS = {"g2p": g2p, "lstm": lstm}
+_PARTS = {"g2p": g2p, "lstm": lstm, "calls": calls}
 
 
 def main() -> int:

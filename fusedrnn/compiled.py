@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,31 @@ from .executors.warm import Warm
 from .result import Result
 
 
-@dataclass
 class _Kept:
-    """The tensors of the last call as they were then, and the loop bound to them."""
+    """The loop bound to the tensors of the last call.
 
-    versions: list[Any]
-    tensors: list[torch.Tensor]  # held, so that no other tensor gets their addresses
-    bound: Bound
+    Args:
+        looked_at: the places of the tensors whose values count; of the others the addresses are enough.
+    """
+
+    def __init__(self, tensors: list[torch.Tensor], looked_at: frozenset[int], bound: Bound) -> None:
+        self.bound = bound
+        self._tensors = tensors  # held, so that no other tensor gets their addresses
+        self._looked_at = range(len(tensors)) if bound.copies else sorted(looked_at)
+        self._seen = self._look(tensors)
+
+    def holds(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether the same loop is right for these tensors."""
+        return self._look(tensors) == self._seen
+
+    def _look(self, tensors: list[torch.Tensor]) -> tuple[Any, ...]:
+        looked_at = [tensors[place] for place in self._looked_at]
+        versions = [object() if tensor.is_inference() else tensor._version for tensor in looked_at]  # an object is like no other
+        return list(map(_address, tensors)), versions, list(map(_shape, tensors)), list(map(_stride, tensors)), torch.get_num_threads()
+
+
+_address, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
+_shape = operator.attrgetter("shape")
 
 
 @dataclass
@@ -112,12 +131,8 @@ class Loop:
             self._ready = None  # something else than a tensor has changed
         if tensors is None or not warm.may_run():
             return None
-        versions: list[Any] | None = None
-        if warm.is_function:
-            versions = [(tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()) for tensor in tensors]
-            versions.append(torch.get_num_threads())
         kept = ready.kept
-        if kept is not None and kept.versions == versions:
+        if kept is not None and kept.holds(tensors):
             return warm.run(self._call, kept.bound)
         if not warm.fits(tensors):
             self._ready = None
@@ -125,8 +140,8 @@ class Loop:
         bound = warm.bound(self._call, tensors)
         if bound is None:
             return None
-        if versions is not None:
-            ready.kept = _Kept(versions, tensors, bound)
+        if warm.is_function:
+            ready.kept = _Kept(tensors, warm.looked_at, bound)
         return warm.run(self._call, bound)
 
 

@@ -265,13 +265,17 @@ class EmitArray(TensorArray):
 
     def size(self) -> int:
         """The number of steps that ran."""
-        self._loaded()
+        self._bring()
         return self._size
+
+    def stack(self) -> torch.Tensor:
+        self._bring()  # all steps may come as one tensor: it is not taken apart
+        return super().stack()
 
     def __repr__(self) -> str:
         return f"EmitArray(dtype={self._dtype}, element_shape={self._element_shape})"  # no size: asking would wait for the device
 
-    def _loaded(self) -> list[torch.Tensor | None]:
+    def _bring(self) -> None:
         if self._fetch is not None:
             steps, self._fetch = self._fetch(), None
             self._size = len(steps)
@@ -279,6 +283,9 @@ class EmitArray(TensorArray):
                 self._whole = steps
             else:
                 self._elements = list(steps)
+
+    def _loaded(self) -> list[torch.Tensor | None]:
+        self._bring()
         return super()._loaded()
 
 

@@ -60,14 +60,19 @@ class _TorchCell:
         return self.module.parameters()
 
 
+_TORCH_CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+
 def as_cell(cell: Any, name: str = "cell") -> Any:
     """The cell as a loop calls it.
 
     Raises:
         TypeError: it has no ``output_size``, no ``state_size`` or cannot be called; the message names what is missing.
     """
+    if type(cell) in _TORCH_CELLS and "output_size" not in cell.__dict__:
+        return _TorchCell(cell)
     missing = [attribute for attribute in ("output_size", "state_size") if not hasattr(cell, attribute)]
-    if missing and isinstance(cell, (nn.LSTMCell, nn.GRUCell, nn.RNNCell)):  # a subclass may follow the protocol itself
+    if missing and isinstance(cell, _TORCH_CELLS):  # a subclass may follow the protocol itself
         return _TorchCell(cell)
     if not callable(cell):
         missing.append("a call (inputs, state) -> (output, new_state)")

@@ -61,10 +61,14 @@ def choose(backend: str) -> str:
         PlanError: it was named and cannot run here.
     """
     backend = checked_backend(backend)
+    _refuse_unavailable(backend)
+    return backend
+
+
+def _refuse_unavailable(backend: str) -> None:
     reason = unavailable(backend)
     if reason is not None:
         raise PlanError(reason)
-    return backend
 
 
 def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
@@ -73,11 +77,12 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
     Raises:
         ValueError, PlanError: as `choose`; PlanError too where a named executor cannot run this loop.
     """
-    backend = choose(backend)
+    backend = checked_backend(backend)
     if backend in ("auto", "native") and call.max_steps != 0:
         known = warm.run(call)
         if known is not None:
             return known
+    _refuse_unavailable(backend)
     cache.refuse_nested()
     with frames.running() as frame, branches.taken(), _swapped(call):
         begun = contract.start(call, frame)

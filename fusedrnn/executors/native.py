@@ -71,7 +71,8 @@ def _compile(program: Program) -> Native:
     library.run.argtypes, library.run.restype = [ctypes.c_void_p], ctypes.c_int64
     slots = {name: place for place, name in enumerate(source.slots)}
     sizes = Sizes(program, source, slots)
-    prologue = Prologue(source.module, source.program.sources, source.before, source.weights, partial(packed, library))
+    before, weights = ({node: slots[name] for node, name in entries.items()} for entries in (source.before, source.weights))
+    prologue = Prologue(source.module, source.program.sources, before, weights, partial(packed, library))
     return Native(source, library, prologue, time.perf_counter() - began, slots, sizes)
 
 
@@ -107,7 +108,7 @@ def result(call: Call, begun: Start, emit_port: Port, ended: End, executor: str 
         emit_port,
         lambda place: ended.made["emit", place],
         lambda: ended.lengths,
-        ended.finished,
+        lambda: ended.finished,
         ended.tree("state"),
         loop_state,
         executor,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 import operator
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -26,9 +29,11 @@ _FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; the
 _MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound is known
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
+_MOST_LAYOUTS = 64
 _MOST_GROUPS = 64  # as many as the C++ has room for
-_WORTH_SHARING = 1 << 16  # multiplications of a product that is worth a second thread, as in loop.h
+_WORTH_SHARING = 1 << 18  # multiplications of a product that is worth a second thread, as in loop.h
 ENDLESS = 2**31 - 2  # times are int32
+_NONE: Mapping[int, torch.Tensor] = MappingProxyType({})
 
 
 @dataclass
@@ -38,6 +43,8 @@ class Native:
     Attributes:
         source: the C++.
         seconds: that compiling took; about 0 where it was found on disk.
+        slot: the place of each entry in what the C++ is called with.
+        layouts: of calls, by what they depend on.
     """
 
     source: LoopSource
@@ -46,6 +53,17 @@ class Native:
     seconds: float
     slot: dict[str, int]
     sizes: Sizes
+    layouts: dict[tuple[int | None, ...], Layout] = field(default_factory=dict)
+
+    def layout(self, call: Call, batch: int) -> Layout:
+        """That of a call with so many rows."""
+        key = (batch, call.max_steps, call.parallel_iterations, torch.get_num_threads())
+        found = self.layouts.get(key)
+        if found is None:
+            if len(self.layouts) >= _MOST_LAYOUTS:
+                self.layouts.clear()
+            found = self.layouts[key] = Layout(self, *key)
+        return found
 
 
 Size = Callable[[Mapping[str, int]], int]  # from the values of the symbols
@@ -93,6 +111,81 @@ class Sizes:
         return lambda values: int(function(*[values[name] for name in names]))
 
 
+class Sized(NamedTuple):
+    """What depends on the sizes of the closed-over tensors.
+
+    Attributes:
+        symbols: (entry, number).
+        tables: of an input carried as a token: the size of its embedding.
+        bound: of the steps.
+        emits: (target, entry, shape of a step, dtype).
+        room: the steps to make room for: all that there may be, if that is not too much.
+    """
+
+    symbols: list[tuple[int, int]]
+    tables: dict[int, int]
+    bound: int
+    emits: list[tuple[tuple[str, int], int, tuple[int, ...], torch.dtype]]
+    room: int
+
+
+class Layout:
+    """What is the same for all calls with one batch size and the same limits and threads.
+
+    Attributes:
+        entries: what the C++ is called with, addresses and sizes aside.
+        limit: of the steps.
+        carried: (kind, place in its tree, entry of the first value, entry of the last one where it is returned) of each carried leaf.
+    """
+
+    def __init__(self, native: Native, batch: int, max_steps: int | None, parallel_iterations: int | None, threads: int) -> None:
+        source, slot = native.source, native.slot
+        self.batch, self.limit = batch, ENDLESS if max_steps is None else max_steps
+        self._slot, self._sizes = slot, native.sizes
+        self._symbols = [slot[name] for name in source.symbols], list(source.symbols)
+        self._places = [place for place in native.sizes.places.values() if place is not None]
+        self._found: dict[tuple[int, ...], Sized] = {}
+        self.carried = [
+            (source.kind, source.place, slot[first], None if last is None else slot[last]) for source, first, last in source.carried
+        ]
+        self.init_fin, self.finished, self.lengths = slot["init_fin"], slot["finished"], slot["lengths"]
+        self.base, self.capacity, self.steps, self.bound = slot["base"], slot["capacity"], slot["steps"], slot["bound"]
+        threads = min(threads, _MOST_GROUPS)
+        groups = max(min(threads, batch // _ROWS_EACH) if source.retires else 1, 1)
+        rows = 1 if source.locality is None else -(-batch // groups)
+        of_row = batch if source.locality is None else 1
+        ahead = max(_ROWS_AHEAD // max(of_row, 1), rows) if parallel_iterations is None else rows * parallel_iterations
+        if groups == 1 and batch < 16 * threads and batch * native.sizes.largest_product < _WORTH_SHARING:
+            threads = 1
+        self.entries = array("q", bytes(8 * len(slot)))
+        for name, number in (("B", batch), ("limit", self.limit), ("threads", threads), ("groups", groups), ("rows_ahead", ahead)):
+            self.entries[slot[name]] = number
+
+    def sized(self, tensors: Sequence[torch.Tensor]) -> Sized:
+        """With the sizes of these closed-over tensors."""
+        key = tuple([tensors[place].shape[dim] for place, dim in self._places])
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _MOST_LAYOUTS:
+                self._found.clear()
+            found = self._found[key] = self._computed(tensors)
+        return found
+
+    def _computed(self, tensors: Sequence[torch.Tensor]) -> Sized:
+        sizes = self._sizes
+        values = {name: self.batch if place is None else tensors[place[0]].shape[place[1]] for name, place in sizes.places.items()}
+        bound = min([self.limit, *[size(values) for size in sizes.bounds]])
+        emits = [(target, entry, tuple([size(values) for size in step]), dtype) for target, entry, step, dtype in sizes.emits]
+        bytes_a_step = sum(math.prod(shape) * dtype.itemsize for _, _, shape, dtype in emits)
+        return Sized(
+            list(zip(self._symbols[0], [values[name] for name in self._symbols[1]], strict=True)),
+            {place: size(values) for place, size in sizes.tables.items()},
+            bound,
+            emits,
+            bound if bound * bytes_a_step <= _MOST_ROOM or bound <= _FIRST_ROOM else _FIRST_ROOM,
+        )
+
+
 @dataclass
 class End:
     """What a loop leaves.
@@ -102,15 +195,24 @@ class End:
         made: by target: all steps of each emit and write.
         leaves: the final leaves of the state and of loop_state, arrays as they were at the start.
         writes: the program's writes.
-        lengths, finished: of the rows.
+        flags: of the rows: whether they finished, and after how many steps.
     """
 
     steps: int
     made: dict[tuple[str, int], torch.Tensor]
     leaves: dict[str, list[Any]]
     writes: Sequence[Any]
-    lengths: torch.Tensor
-    finished: torch.Tensor
+    flags: tuple[array[int], array[int]]
+
+    @cached_property
+    def finished(self) -> torch.Tensor:
+        """``[B]`` bool."""
+        return torch.frombuffer(self.flags[0], dtype=torch.bool)
+
+    @cached_property
+    def lengths(self) -> torch.Tensor:
+        """``[B]`` int32."""
+        return torch.frombuffer(self.flags[1], dtype=torch.int32)
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.made.values(), *[leaf for tree in self.leaves.values() for leaf in tree if isinstance(leaf, torch.Tensor)]]
@@ -120,7 +222,7 @@ class End:
         given = iter(tensors)
         made = {key: next(given) for key in self.made}
         leaves = {kind: [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in tree] for kind, tree in self.leaves.items()}
-        return End(self.steps, made, leaves, self.writes, self.lengths, self.finished)
+        return End(self.steps, made, leaves, self.writes, self.flags)
 
     def tree(self, kind: str) -> list[Any]:
         """The final leaves of a tree, with what was written to its arrays."""
@@ -148,113 +250,102 @@ class Bound:
         begun: what time 0 settled; its leaves are only read.
         tensors: the closed-over ones.
         seed: of the loop; None where it draws nothing.
+        tokens: of the inputs that are carried as tokens the first, ``[B]`` int64 and rows of their embeddings, where they are known:
+            those leaves of ``begun`` are not read then.
+
+    Attributes:
+        copies: some entry points to a copy, which does not follow what it was copied from.
     """
 
     def __init__(
-        self, native: Native, program: Program, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None
+        self,
+        native: Native,
+        program: Program,
+        call: Call,
+        begun: Start,
+        tensors: Sequence[torch.Tensor],
+        seed: int | None,
+        tokens: Mapping[int, torch.Tensor] = _NONE,
     ) -> None:
         self.native, self.program, self.begun = native, program, begun
-        source, slot = native.source, native.slot
-        self._entries = (ctypes.c_int64 * len(slot))()
+        self._layout = layout = native.layout(call, begun.batch)
+        self._sized = sized = layout.sized(tensors)
+        self._entries = entries = layout.entries[:]
         self._alive: list[Any] = [tensors]  # what the entries point to
-        sizes = native.sizes
-        self._symbols = {name: begun.batch if place is None else tensors[place[0]].shape[place[1]] for name, place in sizes.places.items()}
+        self.copies = False
+        entries[layout.bound] = sized.bound
+        for entry, number in sized.symbols:
+            entries[entry] = number
+        for entry, place in native.prologue.direct:
+            self._point(entry, tensors[place])
+        first: dict[int, torch.Tensor] = {}
+        for place, size in sized.tables.items():  # else what stands for the first inputs: the rows behind the table
+            token = tokens.get(place)
+            first[place] = torch.arange(size, size + begun.batch) if token is None else token
+
+        def given() -> dict[Source, torch.Tensor]:
+            found = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs) if place not in tokens}
+            found |= {Source("initial token", place): leaf for place, leaf in first.items()}
+            if seed is not None:
+                found[Source("seed")] = torch.tensor(seed, dtype=torch.int64)
+            return found
+
+        for entry, tensor in native.prologue.tensors(tensors, frozenset(tokens), given):
+            self._point(entry, tensor)
         leaves: dict[str, Any] = {
-            "finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [],
-            "token": {place: self._first_tokens(size) for place, size in sizes.tables.items()},
+            "finished": [begun.finished], "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state, "token": first,
         }  # fmt: skip
-        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs)}
-        given |= {Source("initial token", place): leaf for place, leaf in leaves["token"].items()}
-        if seed is not None:
-            given[Source("seed")] = torch.tensor(seed, dtype=torch.int64)
-        for name, place in native.prologue.direct:
-            tensor = tensors[place]
-            if not tensor.is_contiguous():
-                self._alive.append(tensor := tensor.detach().contiguous())
-            self._entries[slot[name]] = tensor.data_ptr()
-        with torch.no_grad():
-            made = native.prologue.tensors(tensors, given)
-        self._alive.append(made)
-        for name, tensor in made:
-            self._entries[slot[name]] = tensor.data_ptr()
-        for name in source.symbols:
-            self._entries[slot[name]] = self._symbols[name]
-        self._returned: list[tuple[str, int, int, torch.Size, torch.dtype]] = []
-        for carried, init, last in source.carried:
-            leaf = self._point(init, leaves[carried.kind][carried.place])
+        self._returned: list[tuple[str, int, int, torch.Tensor]] = []  # with a tensor like the last one
+        for kind, place, entry, last in layout.carried:
+            leaf = self._point(entry, leaves[kind][place])
             if last is not None:
-                self._returned.append((carried.kind, carried.place, slot[last], leaf.shape, leaf.dtype))
-        self._point("init_fin", begun.finished)
-        sunk = source.sunk
+                self._returned.append((kind, place, last, leaf))
+        self._point(layout.init_fin, begun.finished)
+        sunk = native.source.sunk
         self._after = {
             place: (module, [tensors[read.place].detach() for read in sunk.sources[place]]) for place, module in sunk.modules.items()
         }
-        self._kept = {"state": list(begun.state), "loop_state": list(begun.loop_state or [])}
-        self._emits = [(target, entry, [size(self._symbols) for size in step], dtype) for target, entry, step, dtype in sizes.emits]
-        self._bind_limits(call, source)
 
-    def _point(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().contiguous()
+    def _point(self, entry: int, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_contiguous():
+            tensor, self.copies = tensor.detach().contiguous(), True
         self._alive.append(tensor)
-        self._entries[self.native.slot[name]] = tensor.data_ptr()
+        self._entries[entry] = tensor.data_ptr()
         return tensor
-
-    def _bind_limits(self, call: Call, source: LoopSource) -> None:
-        slot, batch = self.native.slot, self.begun.batch
-        self._limit = ENDLESS if call.max_steps is None else call.max_steps
-        self._bound = min([self._limit, *[bound(self._symbols) for bound in self.native.sizes.bounds]])
-        threads = min(torch.get_num_threads(), _MOST_GROUPS)
-        groups = max(min(threads, batch // _ROWS_EACH) if source.retires else 1, 1)
-        rows = 1 if source.locality is None else -(-batch // groups)
-        of_row = batch if source.locality is None else 1
-        ahead = max(_ROWS_AHEAD // max(of_row, 1), rows) if call.parallel_iterations is None else rows * call.parallel_iterations
-        if groups == 1 and batch < 16 * threads and batch * self.native.sizes.largest_product < _WORTH_SHARING:
-            threads = 1
-        for name, number in (
-            ("B", batch),
-            ("limit", self._limit),
-            ("bound", self._bound),
-            ("threads", threads),
-            ("groups", groups),
-            ("rows_ahead", ahead),
-        ):
-            self._entries[slot[name]] = number
-
-    def _first_tokens(self, size: Size) -> torch.Tensor:
-        """What stands for the inputs of the first step: the rows behind a table of that size."""
-        first = size(self._symbols)
-        return torch.arange(first, first + self.begun.batch)
 
     def run(self) -> End | None:
         """The loop; None where a row looked where there is nothing."""
-        slot = self.native.slot
-        entries = type(self._entries).from_buffer_copy(self._entries)
-        batch = self.begun.batch
-        leaves = {kind: list(kept) for kind, kept in self._kept.items()}
-        for kind, place, entry, shape, dtype in self._returned:
-            leaf = leaves[kind][place] = torch.empty(shape, dtype=dtype)
-            entries[entry] = leaf.data_ptr()
-        finished, lengths = torch.empty(batch, dtype=torch.bool), torch.empty(batch, dtype=torch.int32)
-        entries[slot["finished"]], entries[slot["lengths"]] = finished.data_ptr(), lengths.data_ptr()
-        room, base = self._room(), 0
+        layout, sized = self._layout, self._sized
+        entries = self._entries[:]
+        leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or ())}
+        for kind, place, entry, like in self._returned:
+            last = leaves[kind][place] = torch.empty_like(like)  # half the time of torch.empty
+            entries[entry] = last.data_ptr()
+        flags = array("b", bytes(layout.batch)), array("i", bytes(4 * layout.batch))
+        entries[layout.finished], entries[layout.lengths] = flags[0].buffer_info()[0], flags[1].buffer_info()[0]
+        room, base = sized.room, 0
         pieces: list[list[torch.Tensor]] = []
         status = 1
         while status == 1:
-            entries[slot["base"]], entries[slot["capacity"]] = base, room
-            pieces.append([torch.empty((room, *shape), dtype=dtype) for _, _, shape, dtype in self._emits])
-            for (_, entry, _, _), piece in zip(self._emits, pieces[-1], strict=True):
-                entries[entry] = piece.data_ptr()
-            status = self.native.library.run(ctypes.addressof(entries))
+            entries[layout.base], entries[layout.capacity] = base, room
+            piece = []
+            for _, entry, shape, dtype in sized.emits:
+                emit = torch.empty((room, *shape), dtype=dtype)
+                entries[entry] = emit.data_ptr()
+                piece.append(emit)
+            pieces.append(piece)
+            status = self.native.library.run(entries.buffer_info()[0])
             base += room
-            room = min(2 * room, self._limit - base)
+            room = min(2 * room, layout.limit - base)
         if status == 2:
             return None
-        steps = entries[slot["steps"]]
+        steps = entries[layout.steps]
         whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-        made = {key: piece[:steps] for (key, _, _, _), piece in zip(self._emits, whole, strict=True)}
+        made = {target: piece[:steps] for (target, _, _, _), piece in zip(sized.emits, whole, strict=True)}
+        ended = End(steps, made, leaves, self.program.writes, flags)
         for place in self._after:
-            made["emit", place] = self._made_after(place, made.pop(("stored", place)), lengths)
-        return End(steps, made, leaves, self.program.writes, lengths, finished)
+            made["emit", place] = self._made_after(place, made.pop(("stored", place)), ended.lengths)
+        return ended
 
     def _made_after(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""
@@ -264,11 +355,6 @@ class Bound:
             over = torch.arange(len(emit), dtype=torch.int32).unsqueeze(1) >= lengths
             made: torch.Tensor = emit.masked_fill_(over.unsqueeze(-1), 0)
         return made
-
-    def _room(self) -> int:
-        """The steps to make room for: all that there may be, if that is not too much."""
-        size = sum(torch.Size(shape).numel() * dtype.itemsize for _, _, shape, dtype in self._emits)
-        return self._bound if self._bound * size <= _MOST_ROOM or self._bound <= _FIRST_ROOM else _FIRST_ROOM
 
 
 def packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ import torch
 from .. import frames
 from ..capture import cache
 from ..capture.first import First, capture_first
-from ..capture.program import Program
+from ..capture.program import Program, Source
+from ..capture.sizes import Fits
 from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..result import Result
@@ -36,7 +37,9 @@ class Warm:
         emit_port: of this batch size.
         needs_grad: some closed-over tensor requires a gradient.
         is_function: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
+        looked_at: the places of the closed-over tensors whose values count for what a call is bound to; of the others it takes addresses.
         surroundings: of the call that was prepared.
+        checks: of the closed-over tensors: whether it holds for them.
     """
 
     first: First
@@ -46,13 +49,20 @@ class Warm:
     emit_port: Port
     needs_grad: bool
     is_function: bool
+    looked_at: frozenset[int]
     surroundings: Hashable
+    checks: tuple[Fits, ...]
 
     @classmethod
     def made(cls, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Native) -> Warm | None:
         """None where time 0 cannot be captured."""
         surroundings = _surroundings(begun.device)
-        first = None if surroundings is None else cache.unchanged_by(call, lambda closed_over: capture_first(call, begun, closed_over))
+        embeddings = compiled.source.moved.embeddings
+
+        def trace(closed_over: list[torch.Tensor]) -> First:
+            return capture_first(call, begun, closed_over, embeddings)
+
+        first = None if surroundings is None else cache.unchanged_by(call, trace)
         if first is None:
             return None
         leaves: dict[str, Any] = {
@@ -61,9 +71,12 @@ class Warm:
         }  # fmt: skip
         bare = replace(begun, finished=torch.zeros_like(begun.finished), **leaves)
         draws = program.draws or any(source.kind == "seed" for source in first.sources)
+        tokens = frozenset(target.place for target in (*first.targets, *[target for target, _ in first.known]) if target.kind == "token")
         return cls(
             first, bare, program, compiled, program.emits(begun.batch), any(tensor.requires_grad for tensor in tensors),
-            not draws and not any(tensor.is_inference() for tensor in tensors), surroundings,
+            not draws and not any(tensor.is_inference() for tensor in tensors),
+            first.looked_at | compiled.prologue.looked_at(tokens), surroundings,
+            tuple({check.__code__: check for check in (program.fits, first.fits)}.values()),  # most often one
         )  # fmt: skip
 
     def may_run(self) -> bool:
@@ -74,39 +87,53 @@ class Warm:
 
     def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether it holds for these closed-over tensors."""
-        batch = self.begun.batch
-        return self.first.fits(batch, tensors) and self.program.fits(batch, tensors)
+        return all(check(self.begun.batch, tensors) for check in self.checks)
 
     def bound(self, call: Call, tensors: Sequence[torch.Tensor]) -> Bound | None:
-        """Time 0 with tensors that it fits; None where there is no step to take or a row reads past an end."""
-        begun, program = self.begun, self.program
+        """Time 0 with tensors that it fits; None where a row reads past an end, or where the loop draws and there is no step to take."""
+        begun, program, first = self.begun, self.program, self.first
         frame = Frame(0)
-        trees: dict[str, list[Any]] = {
-            "finished": [None], "past": [None],
-            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or []),
+        made: dict[str, Any] = {
+            "finished": [None], "past": [None], "token": {},
+            "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or ()),
         }  # fmt: skip
-        with torch.no_grad():
-            outputs = self.first.run(*[
+        for (kind, place), known in first.known:
+            made[kind][place] = tensors[known.place] if isinstance(known, Source) else known
+        if first.run is not None:
+            run = torch.no_grad()(first.run) if torch.is_grad_enabled() else first.run
+            outputs = run(*[
                 tensors[source.place] if source.kind == "tensor"
                 else begun.finished if source.kind == "finished"
                 else torch.tensor(frame.seed, dtype=torch.int64)
-                for source in self.first.sources
+                for source in first.sources
             ])  # fmt: skip
-        for target, output in zip(self.first.targets, outputs, strict=True):
-            trees[target.kind][target.place] = output
-        finished, past = trees["finished"][0], trees["past"][0]
-        if bool(finished.all()) or (past is not None and bool(past.any())):
+            for (kind, place), output in zip(first.targets, outputs, strict=True):
+                made[kind][place] = output
+        tokens: dict[int, torch.Tensor] = made["token"]
+        for place, token in tokens.items():
+            if not _within(token, tensors[self.native.source.moved.embeddings[place]]):
+                return None
+        finished, past = made["finished"][0], made["past"][0]
+        if (past is not None and bool(past.any())) or (program.draws and bool(finished.all())):
             return None
-        started = replace(
-            begun, finished=finished, inputs=trees["inputs"], state=trees["state"],
-            loop_state=None if begun.loop_state is None else trees["loop_state"],
+        started = Start(
+            begun.batch, begun.device, finished, made["inputs"], begun.inputs_port, made["state"], begun.state_port,
+            None if begun.loop_state is None else made["loop_state"], begun.loop_state_port, begun.emit_port,
         )  # fmt: skip
-        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None, tokens)  # type: ignore[arg-type]
 
     def run(self, call: Call, bound: Bound) -> Result | None:
-        """The loop; None where it fails, which the slower way explains."""
+        """The loop; None where it fails or takes no step, which the slower way explains."""
         ended = bound.run()
-        return None if ended is None else native.result(call, bound.begun, self.emit_port, ended)
+        return None if ended is None or not ended.steps else native.result(call, bound.begun, self.emit_port, ended)
+
+
+def _within(token: torch.Tensor, embedding: torch.Tensor) -> bool:
+    """Whether all tokens are rows of an embedding."""
+    if len(token) == 1:
+        return 0 <= token.item() < len(embedding)
+    least, most = token.aminmax()
+    return least.item() >= 0 and most.item() < len(embedding)
 
 
 def run(call: Call) -> Result | None:

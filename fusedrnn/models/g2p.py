@@ -130,33 +130,29 @@ class G2P(nn.Module):
         return self._encoded(graphemes, lengths, backend).final_state  # type: ignore[no-any-return]
 
     def _encoded(self, graphemes: torch.Tensor, lengths: torch.Tensor, backend: str) -> Result:
-        initial_state = self.grapheme_embedding.weight.new_zeros(len(lengths), self.encoder.hidden_size)
+        encoder, embedding = self.encoder, self.grapheme_embedding  # not self: loop_fn uses these parts alone
+        initial_state = embedding.weight.new_zeros(len(lengths), encoder.hidden_size)
 
         def loop_fn(time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> Any:
             next_state = initial_state if state is None else state
-            return (
-                time >= lengths,
-                self.grapheme_embedding(graphemes[time]),
-                next_state,
-                (),
-                None,
-            )  # only the last state counts: nothing is emitted
+            return time >= lengths, embedding(graphemes[time]), next_state, (), None  # only the last state counts: nothing is emitted
 
-        return raw_rnn(self.encoder, loop_fn, scope="g2p.encode", backend=backend)
+        return raw_rnn(encoder, loop_fn, scope="g2p.encode", backend=backend)
 
     def decode(self, initial_state: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """The most likely phoneme at each step, ``[T_run, B]`` int64; 0 after a word's end. From the encoder's state ``[B, H]``."""
         return self._tokens(initial_state, backend).emit_ta.stack()  # type: ignore[no-any-return]
 
     def _tokens(self, initial_state: torch.Tensor, backend: str) -> Result:
-        start = self.phoneme_embedding.weight[checkpoint.PHONEME_START].expand(len(initial_state), -1)
+        embedding, project = self.phoneme_embedding, self.project
+        start, end, most = checkpoint.PHONEME_START, checkpoint.PHONEME_END, checkpoint.MAX_STEPS
 
         def loop_fn(time: torch.Tensor, output: Any, state: Any, loop_state: Any) -> Any:
             if output is None:
-                return False, start, initial_state, torch.zeros((), dtype=torch.int64), None
-            token = self.project(output).argmax(-1)
-            finished = (token == checkpoint.PHONEME_END) | (time >= checkpoint.MAX_STEPS)
-            return finished, self.phoneme_embedding(token), state, token, None
+                first = initial_state.new_full(initial_state.shape[:1], start, dtype=torch.int64)
+                return False, embedding(first), initial_state, torch.zeros((), dtype=torch.int64), None
+            token = project(output).argmax(-1)
+            return (token == end) | (time >= most), embedding(token), state, token, None
 
         return raw_rnn(self.decoder, loop_fn, scope="g2p.decode", backend=backend)
 
@@ -208,4 +204,4 @@ def _spelling(rows: list[int], indices: list[list[int]]) -> Spelling:
     lengths = [len(indices[row]) for row in rows]
     longest = max(lengths)
     padded = [indices[row] + [0] * (longest - length) for row, length in zip(rows, lengths, strict=True)]
-    return Spelling(rows, torch.tensor(padded).T.contiguous(), torch.tensor(lengths))
+    return Spelling(rows, torch.tensor(list(zip(*padded, strict=True))), torch.tensor(lengths))

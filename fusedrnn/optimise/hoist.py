@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -22,11 +23,17 @@ _MOST_TABLE = 1 << 24  # bytes of a table of products that is worth its memory
 
 @dataclasses.dataclass
 class Moved:
-    """What a rewrite did, for `explain`: one line each."""
+    """What a rewrite did, for `explain`: one line each.
+
+    Attributes:
+        tables: of an input carried as a token: the size of its embedding.
+        embeddings: of those whose embedding is closed over: its place among the closed-over tensors.
+    """
 
     hoisted: list[str] = dataclasses.field(default_factory=list)
     folded: list[str] = dataclasses.field(default_factory=list)
-    tables: dict[int, object] = dataclasses.field(default_factory=dict)  # of an input carried as a token: the size of its embedding
+    tables: dict[int, object] = dataclasses.field(default_factory=dict)
+    embeddings: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def hoist(program: Program) -> tuple[Program, Moved]:
@@ -107,15 +114,18 @@ class _Work:
         """Carry the token whose embedding the next input is, instead of the embedding."""
         for source, placeholder, target in self._inputs():
             made = self.outputs[target]
-            if made.target != aten.embedding.default or source.kind != "inputs" or value(made).ndim != 2:
+            if source.kind != "inputs" or value(made).ndim != 2:
                 continue
-            table, token = made.args[:2]
+            table, token = self._looked_up(made, placeholder)
             if table not in self.invariant or value(token).ndim != 1:
                 continue
             self.moved.tables[source.place] = value(table).shape[0]
+            closed_over = next((known for known, node in self.of_source.items() if node is table and known.kind == "tensor"), None)
+            if closed_over is not None:
+                self.moved.embeddings[source.place] = closed_over.place
             first = self._placeholder(Source("initial inputs", source.place), placeholder)
             carried = self._placeholder(Source("token", source.place), placeholder, torch.int64, value(placeholder).shape[:1])
-            with self.graph.inserting_before(self._after(first, carried, table)):  # type: ignore[arg-type]
+            with self.graph.inserting_before(self._after(first, carried, table)):
                 rows = call(self.graph, ops.table, table, first, like=made)
                 looked_up = call(self.graph, aten.embedding.default, rows, carried, like=made)
             with self.graph.inserting_after(made):
@@ -129,6 +139,36 @@ class _Work:
             del self.sources[self.sources.index(source)]
             del self.of_source[source]
             self.invariant |= {first, rows}
+
+    def _looked_up(self, made: Node, placeholder: Node) -> tuple[Any, Any]:
+        """The table and the tokens whose rows a value is; (None, None) for any other value."""
+        if made.target == aten.embedding.default:
+            return made.args[0], made.args[1]
+        read: Any = made.args[0] if made.target == aten.unsqueeze.default and made.args[1] == 0 else None
+        if not isinstance(read, Node) or read.target != ops.read or read.args[2] != 0:
+            return None, None
+        # In a batch of one an embedding is a read: an index past the end is the last one.
+        table, index = read.args[:2]
+        size = value(table).shape[0]
+        if isinstance(size, torch.SymInt) or size == 0 or value(table).ndim != 2:
+            return None, None
+        if made in self._closure({"tensor", "seed", "time"}) and not self._folds(placeholder, table):  # type: ignore[arg-type]
+            return None, None  # its product is rather made ahead
+        with self.graph.inserting_before(made):
+            negative = call(self.graph, aten.lt.Scalar, index, 0, like=made)
+            from_end = call(self.graph, aten.add.Tensor, index, size, like=made)
+            index = call(self.graph, aten.where.self, negative, from_end, index, like=made)
+            index = call(self.graph, aten.clamp.default, index, None, size - 1, like=made)
+            return table, call(self.graph, aten.view.default, index, [1], like=made)
+
+    def _folds(self, node: Node, table: Node) -> bool:
+        """Whether a product with a node may become a row of a table's product."""
+        for user in node.users:
+            if user.target in (ops.quiet, ops.guard) and self._folds(user, table):
+                return True
+            if user.target in (aten.mm.default, aten.addmm.default) and user.args[-1] in self.invariant:
+                return self._is_worth(table, user.args[-1])  # type: ignore[arg-type]
+        return False
 
     def _after(self, *nodes: Node) -> Node:
         """The first node behind all of these and behind the placeholders."""

@@ -49,7 +49,7 @@ void crew_product(Crew& crew, const S* a, int64_t M, const S* packed, int64_t K,
         const int64_t begin = panels * index / of * panel<S>, end = panels * (index + 1) / of * panel<S>;
         if (begin < end) product<S>(a, K, M, packed, K, N, begin, end < N ? end : N, nullptr, c, N, false);
     };
-    if (panels < 2 * crew.count || M * K * N < 65536)  // below about 20 us a second thread is not worth waiting for
+    if (panels < 2 * crew.count || M * K * N < 262144)  // below about 20 us a second thread is not worth waiting for
         part(0, 1);
     else
         crew.all(part);

@@ -404,14 +404,14 @@ def test_memory_that_is_used_again(cell):
 
         return loop_fn
 
-    addresses = set()
-    for seed in range(12):
-        x = torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(seed))
-        addresses.add(x.data_ptr())
+    addresses = []
+    while len(addresses) - len(set(addresses)) < 4:  # until so many were used again
+        assert len(addresses) < 200
+        x = torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(len(addresses)))
+        addresses.append(x.data_ptr())
         found, expected = (raw_rnn(cell, loop_of(x), backend=backend) for backend in ("native", "reference"))
         close([found.emit_ta.stack(), found.final_state], [expected.emit_ta.stack(), expected.final_state])
         del x, found, expected
-    assert len(addresses) < 12  # else this has tested nothing
 
 
 def test_nothing_made_of_a_dead_model_stays():
