@@ -195,24 +195,26 @@ class End:
         made: by target: all steps of each emit and write.
         leaves: the final leaves of the state and of loop_state, arrays as they were at the start.
         writes: the program's writes.
-        flags: of the rows: whether they finished, and after how many steps.
+        flags: of the rows: whether they finished, and after how many steps; as memory, or as tensors ``[B]`` bool and int32.
     """
 
     steps: int
     made: dict[tuple[str, int], torch.Tensor]
     leaves: dict[str, list[Any]]
     writes: Sequence[Any]
-    flags: tuple[array[int], array[int]]
+    flags: tuple[array[int] | torch.Tensor, array[int] | torch.Tensor]
 
     @cached_property
     def finished(self) -> torch.Tensor:
         """``[B]`` bool."""
-        return torch.frombuffer(self.flags[0], dtype=torch.bool)
+        flags = self.flags[0]
+        return flags if isinstance(flags, torch.Tensor) else torch.frombuffer(flags, dtype=torch.bool)
 
     @cached_property
     def lengths(self) -> torch.Tensor:
         """``[B]`` int32."""
-        return torch.frombuffer(self.flags[1], dtype=torch.int32)
+        lengths = self.flags[1]
+        return lengths if isinstance(lengths, torch.Tensor) else torch.frombuffer(lengths, dtype=torch.int32)
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.made.values(), *[leaf for tree in self.leaves.values() for leaf in tree if isinstance(leaf, torch.Tensor)]]

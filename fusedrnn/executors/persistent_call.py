@@ -50,7 +50,9 @@ class Kernel:
         self.ahead = _Ahead(step, entries) if source.hoisted else None
         for tile, name in source.weights:
             entries[self._packed_node(module.graph, plan, tile)] = name
-        self.prologue = Prologue(module, step.made.program.sources, entries, {}, lambda tensor: tensor)
+        self.names = list(entries.values())  # an entry of the prologue is the place of its name
+        places = {node: self.names.index(name) for node, name in entries.items()}
+        self.prologue = Prologue(module, step.made.program.sources, places, {}, lambda tensor: tensor)
         self._names: set[str] = set()
         self.sizes = {name: self.size(_Symbol(name)) for name in source.symbols}
         self.tables = {place: self.size(size) for place, size in step.made.moved.tables.items()}
@@ -167,9 +169,9 @@ class Bound:
         given |= {Source("initial token", place): leaf for place, leaf in tokens.items()}
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
-        self.before = {name: tensors[place].detach().contiguous() for name, place in kernel.prologue.direct}
-        with torch.no_grad():
-            self.before |= dict(kernel.prologue.tensors(tensors, given))
+        found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
+        found += kernel.prologue.tensors(tensors, frozenset(), lambda: given)
+        self.before = {kernel.names[entry]: tensor.detach().contiguous() for entry, tensor in found}
         step = kernel.plan.schedule.step
         sunk = step.made.sunk
         self._after = {
@@ -305,7 +307,7 @@ class Launched:
         for kind, place in list(made):
             if kind == "stored":
                 made["emit", place] = self.bound.finish(place, made.pop((kind, place)), self.lengths)
-        return End(steps, made, self.leaves(), (), self.lengths, self.done.bool())
+        return End(steps, made, self.leaves(), (), (self.done.bool(), self.lengths))
 
 
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
