@@ -10,7 +10,7 @@ import triton.language as tl
 from fusedrnn.kernels.gpu import activations
 from fusedrnn.kernels.gpu.barrier import arrive, wait
 from fusedrnn.kernels.gpu.compiled import compile_kernel, statistics
-from fusedrnn.kernels.gpu.products import product, resident, vector
+from fusedrnn.kernels.gpu.products import multiply, resident
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def loop(w, h, counter, error, T, limit, H: tl.constexpr, M: tl.constexpr, BB: t
     while (t < T) & (late == 0):
         z = tl.zeros((M, BB), tl.float32)
         if WHERE == "resident":
-            z = product(ws, vector(h + t * BB * H, rows, k, H, H, KC, "tf32"), z, H // KC, "tf32")
+            z = multiply(ws, h + t * BB * H, rows, k, z, H, H, KC, 2, "tf32")
         else:
             for i in tl.range(0, H // KC, num_stages=3):
                 hv = tl.load(h + t * BB * H + rows[None, :] * H + i * KC + k[:, None], cache_modifier=".cg")

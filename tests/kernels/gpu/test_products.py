@@ -13,44 +13,42 @@ import triton
 import triton.language as tl
 
 from fusedrnn.kernels.gpu import emulator
-from fusedrnn.kernels.gpu.products import halves, own, product, resident, streamed, vector
+from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed
 
 
 @triton.jit
-def multiply(
-    w, x, out, far, M: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WIDTH: tl.constexpr, PREC: tl.constexpr, RESIDENT: tl.constexpr
+def multiplying(
+    w, x, out, far, M: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WIDTH: tl.constexpr, PREC: tl.constexpr, WINDOW: tl.constexpr
 ):
     m, k, rows = tl.arange(0, M), tl.arange(0, KC), tl.arange(0, 16)
-    hs = vector(x, rows, k, WIDTH, K, KC, PREC)
     z = tl.zeros((M, 16), tl.float32)
-    if RESIDENT:
-        ws = resident(w, far, m, k, K, KC, PREC)
-        z = product(ws, hs, z, K // KC, PREC)
+    if WINDOW > 0:
+        z = multiply(resident(w, far, m, k, K, KC, PREC), x, rows, k, z, WIDTH, K, KC, WINDOW, PREC)
     else:
-        z = streamed(w, far, m, k, hs, z, K, KC, PREC)
+        z = streamed(w, far, m, k, x, rows, z, WIDTH, K, KC, 2, PREC)
     tl.store(out + m[:, None] * 16 + rows[None, :], z)
 
 
-def multiplied(w, x, precision, *, chunk, resident=True):
-    """``w`` ``[M, K]`` and ``x`` ``[16, WIDTH]``, of which K - WIDTH columns are missing."""
+def multiplied(w, x, precision, *, chunk, window=2):
+    """``w`` ``[M, K]`` and ``x`` ``[16, WIDTH]``, of which K - WIDTH columns are missing; a window of 0: the weight is streamed."""
     (m, k), width = w.shape, x.shape[1]
     packed = w
     if precision == "hilo":
         top = (w.view(torch.int32) & -8192).view(torch.float32)
         packed = torch.stack([top, w - top])
     out = torch.full((m, 16), float("nan"))
-    constants = {"M": m, "K": k, "KC": chunk, "WIDTH": width, "PREC": precision, "RESIDENT": resident}
-    emulator.run(multiply, (1, 1), {"w": packed, "x": x, "out": out, "far": w.numel()}, constants, outputs=["out"])
+    constants = {"M": m, "K": k, "KC": chunk, "WIDTH": width, "PREC": precision, "WINDOW": window}
+    emulator.run(multiplying, (1, 1), {"w": packed, "x": x, "out": out, "far": w.numel()}, constants, outputs=["out"])
     return out
 
 
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("window", [0, 1, 3, 4])
 @pytest.mark.parametrize("width", [64, 50, 32, 7])
-def test_float32_is_exact_to_its_rounding(width, resident):
+def test_float32_is_exact_to_its_rounding(width, window):
     w, x = torch.randn(32, 64), torch.randn(16, width)
     wanted = w[:, :width].double() @ x.double().T
     for precision, error in (("ieee", 1e-5), ("hilo", 3e-5), ("tf32", 3e-2)):
-        assert (multiplied(w, x, precision, chunk=32, resident=resident).double() - wanted).abs().max() < error
+        assert (multiplied(w, x, precision, chunk=16, window=window).double() - wanted).abs().max() < error
     assert (multiplied(w, x, "tf32", chunk=32).double() - wanted).abs().max() > 1e-4  # so that hilo's accuracy says something
 
 
@@ -90,6 +88,24 @@ def parts(x, whole, upper, lower, PREC: tl.constexpr):
     half = tl.arange(0, 8)[:, None] * 16 + rows[None, :]
     tl.store(upper + half, high)
     tl.store(lower + half, low)
+
+
+@triton.jit
+def whole_product(w, x, out, far, K: tl.constexpr, PREC: tl.constexpr):
+    m, k, rows = tl.arange(0, 32), tl.arange(0, K), tl.arange(0, 16)
+    ws = resident(w, far, m, k, K, K, PREC)
+    z = product(ws, own(tl.load(x + rows[None, :] * K + k[:, None]), PREC), tl.zeros((32, 16), tl.float32), PREC)
+    tl.store(out + m[:, None] * 16 + rows[None, :], z)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("ieee", 1e-5), ("hilo", 3e-5), ("tf32", 3e-2)])
+def test_a_product_with_a_vector_held_whole(precision, error):
+    w, x, out = torch.randn(32, 64), torch.randn(16, 64), torch.full((32, 16), float("nan"))
+    top = (w.view(torch.int32) & -8192).view(torch.float32)
+    packed = torch.stack([top, w - top]) if precision == "hilo" else w
+    tensors = {"w": packed, "x": x, "out": out, "far": w.numel()}
+    emulator.run(whole_product, (1, 1), tensors, {"K": 64, "PREC": precision}, outputs=["out"])
+    assert (out.double() - w.double() @ x.double().T).abs().max() < error
 
 
 @pytest.mark.parametrize("precision", ["ieee", "hilo"])
