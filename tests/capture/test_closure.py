@@ -654,8 +654,8 @@ def test_g2p(monkeypatch):
     bind = Bound(*g2p_decode(model, 2))
     assert bind() is not None
     monkeypatch.setattr(checkpoint, "MAX_STEPS", 5)
-    assert walk(*g2p_decode(model, 2)).key != found.key
-    assert bind() is None
+    assert walk(*g2p_decode(model, 2)).key != found.key  # a loop_fn has the number of when it was made
+    assert bind() is not None
 
 
 def wrapped_cells():
