@@ -313,4 +313,8 @@ class Launched:
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for exchanges; what it held before does not matter, and with FUSEDRNN_EMULATE=1 it holds NaN, to show that."""
     scratch = torch.empty(shape, dtype=dtype, device=device)
-    return scratch.fill_(float("nan")) if device.type == "cpu" else scratch
+    if device.type != "cpu":
+        return scratch
+    if dtype.is_floating_point:
+        return scratch.fill_(float("nan"))
+    return scratch.fill_(1 if dtype == torch.bool else torch.iinfo(dtype).max)
