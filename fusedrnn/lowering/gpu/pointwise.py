@@ -40,9 +40,8 @@ _ARITHMETIC: dict[str, Expression] = {
 _FLOATING: dict[str, Expression] = {
     "div": _infix("/"), "reciprocal": lambda a: f"(1.0 / {a})", "exp": _function("tl.exp"), "exp2": _function("tl.exp2"),
     "log": _function("tl.log"), "log2": _function("tl.log2"), "sqrt": _function("tl.sqrt"), "rsqrt": lambda a: f"(1.0 / tl.sqrt({a}))",
-    "sin": _function("tl.sin"), "cos": _function("tl.cos"), "erf": _function("tl.erf"), "floor": _function("tl.floor"),
-    "ceil": _function("tl.ceil"), "tanh": _function("tanh"), "sigmoid": _function("sigmoid"), "expm1": _function("expm1"),
-    "log1p": _function("log1p"),
+    "sin": _function("tl.sin"), "cos": _function("tl.cos"), "erf": _function("tl.erf"), "tanh": _function("tanh"),
+    "sigmoid": _function("sigmoid"), "expm1": _function("expm1"), "log1p": _function("log1p"),
 }  # fmt: skip
 
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}

@@ -13,6 +13,7 @@ from torch.fx import Node
 from ...capture import ops
 from ...optimise.graph import aten, value
 from ...optimise.shapes import argument, static
+from ..pointwise import overloads
 from . import types
 from .pointwise import TABLE
 from .rule import RULES, Columns, Lowering, Unlowered, rule
@@ -49,7 +50,17 @@ def _elementwise(self: Lowering) -> str:
         texts[scaled] = f"({texts[scaled]} * {self.read(alpha, dtype)})"
     if not isinstance(operands[0], Node):  # functions of the kernel take tensors
         texts[0] = f"tl.full((1, 1), {texts[0]}, {types.REGISTERS[dtype]})"
+    if dtype == torch.bool and self.node.target in overloads("add"):
+        return f"({texts[0]} | {texts[1]})"  # one bit and one bit are none
     return written(*texts)
+
+
+@rule(aten.floor.default, aten.ceil.default)
+def _whole(self: Lowering) -> str:
+    text = self.read(self.node.args[0], self.dtype)
+    if not self.dtype.is_floating_point:
+        return text
+    return f"tl.floor({text})" if self.node.target is aten.floor.default else f"tl.ceil({text})"
 
 
 @rule(aten.pow.Tensor_Scalar)
@@ -171,10 +182,10 @@ def _slice(self: Lowering) -> str:
 @rule(aten.select.int, moves=True)
 def _select(self: Lowering) -> str:
     source, dim, index = self.node.args
-    if self.columns is not None or not isinstance(index, int):
-        raise Unlowered(self.node, "a selection of something else than one column")
     if not _columns_of(source, dim):
         return self.operand(source)
+    if self.columns is not None or not isinstance(index, int):
+        raise Unlowered(self.node, "a selection of something else than one column")
     size = static(value(source).shape[dim])
     return self.writer.demand(source, Columns(0, index + (size or 0) if index < 0 else index))
 

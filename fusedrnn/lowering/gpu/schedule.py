@@ -226,8 +226,8 @@ class _Scheduler:
         return phase
 
     def _at_own_columns(self, node: Node, operand: Node) -> bool:
-        """A slice of all columns."""
-        return node.target is aten.slice.Tensor and self.step.width(node) == self.step.width(operand)
+        """A slice of all columns, a selection along another dimension."""
+        return node.target in (aten.slice.Tensor, aten.select.int) and self.step.width(node) == self.step.width(operand)
 
     def _exchange(self, node: Node, leaf: CarriedLeaf | None, dtype: torch.dtype, phase: int) -> Exchange:
         key = (leaf.node if leaf is not None else node, dtype)
