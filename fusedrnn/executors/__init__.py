@@ -86,7 +86,7 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
     cache.refuse_nested()
     with frames.running() as frame, branches.taken(), _swapped(call):
         begun = contract.start(call, frame)
-        if backend == "reference" or call.max_steps == 0 or bool(begun.finished.all()):
+        if backend == "reference" or call.max_steps == 0 or (_looks_at_flags(backend, begun) and bool(begun.finished.all())):
             return reference.run(call, frame, begun)
         try:
             _refuse_surroundings(begun)
@@ -108,6 +108,11 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
             return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
+
+
+def _looks_at_flags(backend: str, begun: Start) -> bool:
+    """Whether the host waits to learn if there is a step to run: a persistent kernel finds out for itself, gradients aside."""
+    return begun.device.type != "cuda" or backend not in ("auto", "persistent") or torch.is_grad_enabled()
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,9 @@ def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
         except Exception as error:
             return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}", place(error))
         reason: NotCapturable | None = None
-        if backend in ("auto", "native"):
+        if backend == "persistent" or (backend == "auto" and begun.device.type == "cuda"):
+            reason = persistent.prepared(begun, program, tensors)
+        elif backend in ("auto", "native"):
             with torch.no_grad():
                 reason = native_refusal(call, begun, program, tensors)
             try:
@@ -177,6 +184,8 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
             return persistent.run(call, frame, begun, program, tensors)
         except NotCapturable as error:
             fallback.note(error.reason, error.location, "stepwise", level=logging.INFO)
+            if bool(begun.finished.all()):
+                return reference.run(call, frame, begun)
             return stepwise.run(call, frame, begun, program, tensors)
     refused = native_refusal(call, begun, program, tensors)
     if refused is None and (now or worth_compiling(program)):

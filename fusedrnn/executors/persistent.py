@@ -73,6 +73,17 @@ def kernel(program: Program, batch: int, device: torch.device) -> Any:
     return made
 
 
+def prepared(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
+    """Make the kernel of a loop that is to be run; why there is none."""
+    refused = refusal(begun, program, tensors)
+    if refused is None:
+        try:
+            kernel(program, begun.batch, begun.device)
+        except NotCapturable as error:
+            refused = error
+    return refused
+
+
 def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Any:
     from ..kernels.gpu import limits, source  # they import Triton
     from ..plan.planner import EMULATED, planned

@@ -231,15 +231,13 @@ def _native_refusal(call: Call, begun: Start, program: Program | None, tensors: 
 
 def _persistent_refusal(begun: Start, program: Program | None, tensors: list[torch.Tensor]) -> Refusal | None:
     assert program is not None
-    refused = executors.persistent.refusal(begun, program, tensors)
-    if refused is None and begun.device.type == "cpu":  # emulated, any plan fits
+    if begun.device.type == "cpu":  # emulated: what fits an H100 will do
         made = kernel(program, begun.batch, begun.device)
-        return made if isinstance(made, Refusal) else None
-    if refused is None:
-        try:
-            executors.persistent.kernel(program, begun.batch, begun.device)
-        except NotCapturable as error:
-            refused = error
+        return made if isinstance(made, Refusal) else _refused_place(executors.persistent.refusal(begun, program, tensors))
+    return _refused_place(executors.persistent.prepared(begun, program, tensors))
+
+
+def _refused_place(refused: NotCapturable | None) -> Refusal | None:
     return None if refused is None else _refusal(refused.reason, refused.location)
 
 
