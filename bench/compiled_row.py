@@ -1,0 +1,132 @@
+"""One kernel, compiled with no GPU. In: a configuration and a compute capability; out: a row of what it asks of the device."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from fusedrnn import branches, contract, frames
+from fusedrnn.capture import cache
+from fusedrnn.cells.protocol import as_cell
+from fusedrnn.contract import Call
+from fusedrnn.lowering.gpu.source import KernelSource, kernel_source
+from fusedrnn.lowering.gpu.step import Step, step_of
+from fusedrnn.lowering.pipeline import optimised
+from fusedrnn.plan.choice import chosen
+from fusedrnn.plan.plan import Plan
+from fusedrnn.plan.planner import plans
+
+from .configurations import Configuration
+
+
+def row(configuration: Configuration, arch: int) -> dict[str, Any]:
+    """The configuration as it is shipped for that device, which `fusedrnn.plan.choice.chosen` decides, and its numbers.
+
+    Raises:
+        Unlowered, NotCapturable: it has no kernel.
+    """
+    from fusedrnn.kernels.gpu import limits, source  # they import Triton
+    from fusedrnn.kernels.gpu.compiled import compile_kernel, statistics
+    from fusedrnn.kernels.gpu.ttgir import loads_in_step_loop
+
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    device, precision = limits.of_arch(arch), configuration.precision if configuration.dtype == "float32" else "tf32"
+    refused: list[str] = []
+    written: dict[int, tuple[KernelSource, Any]] = {}
+
+    def compiled(plan: Plan) -> Any:
+        text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(configuration.B))
+        kernel = source.load(text.text, "shipped").loop
+        types, constants = _arguments(text, configuration.B)
+        options = plan.options
+        try:
+            made = compile_kernel(
+                kernel, types, {"ASM": True, "PREC": plan.precision, **constants}, arch,
+                warps=options.warps, stages=options.stages, maxnreg=options.maxnreg,
+            )  # fmt: skip
+        except Exception as error:  # the compiler's own faults are of many kinds
+            refused.append(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
+            return None
+        written[id(plan)] = text, made
+        return statistics(made, [name for _, name in text.weights])
+
+    step = step_of_loop(configuration)
+    candidates = plans(step, configuration.B, device, precision)
+    choice = chosen(candidates, compiled, device.shared_bytes)
+    plan, numbers = choice.plan, choice.measured
+    text, made = written[id(plan)]
+    resident = {name for tile, name in text.weights if tile.resident}
+    loads = loads_in_step_loop(made.binary.asm["ttgir"], made.arguments)
+    launches = -(-configuration.B // (plan.batch_tile * plan.groups(configuration.B)))
+    return identity(configuration, arch) | {
+        "registers": numbers.registers,
+        "spill_bytes": numbers.spill_bytes,
+        "shared_bytes": numbers.shared_bytes,
+        "resident": all(tile.resident for tile in plan.schedule.tiles),
+        "in_loop_weight_loads": numbers.in_loop_weight_loads,
+        "barriers_per_step": barriers(text.text),
+        "resident_weight_loads": sum(bool(resident & set(origin.split("|"))) for origin in loads),
+        "planned_barriers": 0 if plan.programs == 1 else len(plan.schedule.barriers),
+        "shared_limit": device.shared_bytes,
+        "tiles": [{"rows": tile.rows, "inner": tile.inner, "bytes": tile.bytes, "resident": tile.resident} for tile in plan.schedule.tiles],
+        "programs": plan.programs,
+        "groups": plan.groups(configuration.B),
+        "launches": launches,
+        "batch_tile": plan.batch_tile,
+        "warps": plan.options.warps,
+        "maxnreg": plan.options.maxnreg,
+        "cta_barriers": numbers.cta_barriers,
+        "instructions": numbers.instructions,
+        "wgmma": numbers.wgmma,
+        "mma": numbers.mma,
+        "in_loop_spills": numbers.in_loop_spills,
+        "microseconds": round(plan.microseconds * launches, 3),
+        "choice": choice.place,
+        "passed_over": [*choice.passed_over, *refused],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def identity(configuration: Configuration, arch: int) -> dict[str, Any]:
+    """What a row is of."""
+    named = {name: getattr(configuration, name) for name in ("cell", "H", "B", "dtype", "V", "feedback")}
+    return named | {"precision": configuration.precision if configuration.dtype == "float32" else None, "arch": arch}
+
+
+def step_of_loop(configuration: Configuration) -> Step:
+    """A configuration's step, captured on the CPU and optimised."""
+    call = Call(*_as_cell(configuration.loop()))
+    with torch.no_grad(), frames.running() as frame, branches.taken():
+        begun = contract.start(call, frame)
+        program, _ = cache.captured(call, frame, begun)
+    return step_of(optimised(program, program.batch, split=True, wide=True))
+
+
+def _as_cell(loop: tuple[Any, Any]) -> tuple[Any, Any]:
+    return as_cell(loop[0]), loop[1]
+
+
+def _arguments(text: KernelSource, batch: int) -> tuple[dict[str, str], dict[str, object]]:
+    """Types and constants as a launch would make them: Triton takes 1 as a constant and notes what 16 divides.
+
+    Tensors begin where torch allocates them; ``padded`` counts whole batch tiles.
+    """
+    types = {name: f"*{element}:16" for name, element in text.pointers.items()}
+    constants: dict[str, object] = {}
+    for name in text.numbers:
+        if name == "B" and batch == 1:
+            constants[name] = 1
+        else:
+            types[name] = "i32:16" if name == "padded" or (name == "B" and batch % 16 == 0) else "i32"
+    return types, constants
+
+
+def barriers(text: str) -> int:
+    """The barriers of a group that stand in the step loop of a kernel's source."""
+    loop = text[text.index("    while (t < T)") :]
+    body = loop.splitlines()[1:]
+    end = next((at for at, line in enumerate(body) if not line.startswith("        ")), len(body))
+    return sum("wait(counter" in line for line in body[:end])
