@@ -412,6 +412,8 @@ _POINTWISE = {
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.fill.Scalar, aten.fill.Tensor, aten.copy.default,
     aten.empty_like.default, torch.ops.prims.convert_element_type.default,
+    aten.floor_divide.default, aten.floor_divide.Scalar, aten.rsub.Tensor, aten.rsub.Scalar,
+    aten.__and__.Tensor, aten.__and__.Scalar, aten.__or__.Tensor, aten.__or__.Scalar,
 }  # fmt: skip
 
 _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from .inputs import H
+
+_real = torch.float64
+
+
+def real():
+    """The dtype of a program's numbers: float64, unless a test runs within `numbers`."""
+    return _real
+
+
+@contextmanager
+def numbers(dtype):
+    """Within, programs have numbers of that dtype."""
+    global _real
+    before, _real = _real, dtype
+    try:
+        yield
+    finally:
+        _real = before
 
 
 class Cell:
@@ -29,7 +49,7 @@ def tanh_cell(p):
 def torch_cell(kind, p, prefix=""):
     """``nn.LSTMCell``, ``GRUCell`` or ``RNNCell`` with the weights of ``p``, which become its parameters."""
     inputs = getattr(p, f"{prefix}weight_ih").shape[1]
-    cell = kind(inputs, H, dtype=torch.float64)
+    cell = kind(inputs, H, dtype=real())
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         parameter = nn.Parameter(getattr(p, prefix + name).detach())
         setattr(cell, name, parameter)
@@ -37,8 +57,8 @@ def torch_cell(kind, p, prefix=""):
     return cell
 
 
-def zeros(*shape, dtype=torch.float64):
-    return torch.zeros(shape, dtype=dtype)
+def zeros(*shape, dtype=None):
+    return torch.zeros(shape, dtype=dtype or real())
 
 
 def sequence(p, read, *, state0=None, emit=None, example=None):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+import torch
 
 import fusedrnn
 
-BACKENDS = ["reference", "stepwise", "native"]
+from .cells import numbers
+
+BACKENDS = ["reference", "stepwise", "native", "persistent"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -18,5 +21,6 @@ def backend(request):
 
 @pytest.fixture
 def raw_rnn(backend):
-    """`fusedrnn.raw_rnn` on one backend."""
-    return partial(fusedrnn.raw_rnn, backend=backend)
+    """`fusedrnn.raw_rnn` on one backend, with numbers that it has: kernels have no float64."""
+    with numbers(torch.float32 if backend == "persistent" else torch.float64):
+        yield partial(fusedrnn.raw_rnn, backend=backend)

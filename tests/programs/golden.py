@@ -13,6 +13,7 @@ import torch
 import fusedrnn
 from fusedrnn import PlanError
 
+from .cells import numbers, real
 from .inputs import inputs, loss_weights, named_leaves
 
 RECORDINGS = Path(__file__).parents[1] / "golden" / "programs.npz"
@@ -20,7 +21,7 @@ TOLERANCE = 1e-9  # float64 on both sides; measured: below 1e-14
 WRITTEN = set()  # the recordings that some test repeats
 
 
-def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=False, not_native=False):
+def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=False, not_native=False, not_persistent=None):
     """Turn ``test(p, raw_rnn)``, which returns what raw_rnn returns, into a test against the recording ``name``.
 
     Args:
@@ -29,6 +30,9 @@ def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=Fals
         finite_gradients: compare no gradients, only that they are finite (where TensorFlow's are not).
         eager_only: the program cannot be captured: any backend but "reference" must say so.
         not_native: it can be captured, and "native" must say what it does not have.
+        not_persistent: it can be captured, and the reason for which "persistent" refuses it holds this.
+
+    "persistent" runs in float32: it may be twice as far from the recording as `reference` in float32.
     """
     WRITTEN.add(name)
 
@@ -39,6 +43,9 @@ def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=Fals
                     run(name, program, backend)
                 assert error.value.reason
                 assert error.value.location
+                return
+            if backend == "persistent":
+                repeat_in_float32(name, program, not_persistent, tolerance, finite_gradients)
                 return
             found, expected = run(name, program, backend), recorded(name)
             if finite_gradients:
@@ -54,9 +61,35 @@ def golden(name, *, tolerance=TOLERANCE, finite_gradients=False, eager_only=Fals
     return decorate
 
 
+def repeat_in_float32(name, program, refused, tolerance, finite_gradients):
+    """The program as one persistent kernel, or the reason why it is none."""
+    with numbers(torch.float32):
+        if refused is not None:
+            with pytest.raises(PlanError, match=refused):
+                run(name, program, "persistent")
+            return
+        fallbacks = fusedrnn.fallbacks()
+        found, plain = run(name, program, "persistent"), run(name, program, "reference")
+    assert fusedrnn.fallbacks() == fallbacks  # nothing else ran in its place
+    expected = recorded(name)
+    assert sorted(found) == sorted(plain)
+    for path, value in found.items():
+        assert (value.dtype, value.shape) == (plain[path].dtype, plain[path].shape), path
+        if finite_gradients and path.startswith("grad."):
+            assert value.isfinite().all(), path
+            continue
+        wanted = torch.from_numpy(np.asarray(expected[path]))
+        if value.is_floating_point():
+            mine, allowed = (float((one.double() - wanted.double()).abs().amax()) if one.numel() else 0.0 for one in (value, plain[path]))
+            assert mine <= max(2 * allowed, tolerance) + 1e-5, f"{name}/{path}: {mine} from the recording, reference {allowed}"
+        else:
+            assert torch.equal(value, wanted.to(value.dtype)), path
+
+
 def given(name):
     """The inputs of a program as tensors, float ones as leaves with gradients."""
     tensors = {key: torch.from_numpy(value) for key, value in inputs(name).items()}
+    tensors = {key: value.to(real()) if value.is_floating_point() else value for key, value in tensors.items()}
     return SimpleNamespace(**{key: value.requires_grad_(value.is_floating_point()) for key, value in tensors.items()})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cells import Cell, sequence, tanh_cell, torch_cell, zeros
+from .cells import Cell, real, sequence, tanh_cell, torch_cell, zeros
 from .golden import golden
 from .inputs import B, H, M, S
 
@@ -18,7 +18,7 @@ def context(shares, p):
     return torch.einsum("bs,bsm->bm", shares, p.memory)
 
 
-@golden("bahdanau")
+@golden("bahdanau", not_persistent="2 dimensions a row")
 def test_bahdanau(p, raw_rnn):
     def loop_fn(time, output, state, loop_state):
         finished = time >= p.lengths
@@ -30,7 +30,7 @@ def test_bahdanau(p, raw_rnn):
     return raw_rnn(torch_cell(nn.LSTMCell, p), loop_fn)
 
 
-@golden("luong")
+@golden("luong", not_persistent="bmm")
 def test_luong(p, raw_rnn):
     gru = torch_cell(nn.GRUCell, p)
 
@@ -44,7 +44,7 @@ def test_luong(p, raw_rnn):
     return raw_rnn(Cell(step, H, (H, H)), sequence(p, lambda time: p.x[time], state0=(zeros(B, H), zeros(B, H))))
 
 
-@golden("coverage")
+@golden("coverage", not_persistent="2 dimensions a row")
 def test_coverage(p, raw_rnn):
     """See et al. 2017: the attention spent so far joins the scores, and its overlap with the new one is emitted as a penalty."""
 
@@ -59,10 +59,10 @@ def test_coverage(p, raw_rnn):
     return raw_rnn(tanh_cell(p), loop_fn)
 
 
-@golden("monotonic")
+@golden("monotonic", not_persistent="amax")
 def test_monotonic(p, raw_rnn):
     """Graves 2013: a window that only moves forward."""
-    positions = torch.arange(S, dtype=torch.float64)
+    positions = torch.arange(S, dtype=real())
 
     def loop_fn(time, output, state, place):
         if output is None:

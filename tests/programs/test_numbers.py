@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .cells import sequence, tanh_cell, torch_cell, zeros
+from .cells import real, sequence, tanh_cell, torch_cell, zeros
 from .golden import golden
 from .inputs import B, H
 
@@ -41,6 +41,6 @@ def test_bfloat16(p, raw_rnn):
 @golden("infinite_rows", finite_gradients=True)
 def test_infinite_rows(p, raw_rnn):
     """Finished rows are fed NaN and Inf. TensorFlow masks the values, but its gradients turn NaN; ours are finite."""
-    bad = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [torch.nan]], dtype=torch.float64)
+    bad = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [torch.nan]], dtype=real())
     read = lambda time: torch.where((time >= p.lengths)[:, None], bad, p.x[time])  # noqa: E731
     return raw_rnn(torch_cell(nn.LSTMCell, p), sequence(p, read, state0=(zeros(B, H), zeros(B, H))))

@@ -51,7 +51,7 @@ def test_state_nested(p, raw_rnn):
     return states_of(p, raw_rnn, structure, pack, lambda state: (state[0].h, state[0].c["c"][0]))
 
 
-@golden("fast_weights")
+@golden("fast_weights", not_persistent="2 dimensions a row")
 def test_fast_weights(p, raw_rnn):
     def step(x, state):
         h, fast = state
@@ -61,7 +61,7 @@ def test_fast_weights(p, raw_rnn):
     return raw_rnn(Cell(step, H, (H, torch.Size([H, H]))), sequence(p, lambda time: p.x[time], state0=(p.h0, p.fast0)))
 
 
-@golden("scalar_leaf")
+@golden("scalar_leaf", not_persistent="sum.default reduces over the batch")
 def test_scalar_leaf(p, raw_rnn):
     """A rank-0 leaf belongs to no row: it goes on after rows end."""
 

@@ -47,6 +47,8 @@ def _elementwise(self: Lowering) -> str:
     if alpha != 1:
         scaled = 0 if "rsub" in str(self.node.target) else 1
         texts[scaled] = f"({texts[scaled]} * {self.read(alpha, dtype)})"
+    if not isinstance(operands[0], Node):  # functions of the kernel take tensors
+        texts[0] = f"tl.full((1, 1), {texts[0]}, {types.REGISTERS[dtype]})"
     return written(*texts)
 
 
