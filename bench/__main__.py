@@ -9,6 +9,7 @@ import sys
 _COMMANDS = {
     "cpu": "on this machine's CPU, against what one would use without fusedrnn",
     "compile": "compile every shipped kernel, with no GPU, and check it",
+    "gpu": "on a GPU: correctness first, then barriers, peers, tests and tables",
 }
 
 

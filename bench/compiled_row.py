@@ -9,14 +9,13 @@ import torch
 
 from fusedrnn import branches, contract, frames
 from fusedrnn.capture import cache
+from fusedrnn.capture.program import Program
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.contract import Call
 from fusedrnn.lowering.gpu.source import KernelSource, kernel_source
-from fusedrnn.lowering.gpu.step import Step, step_of
-from fusedrnn.lowering.pipeline import optimised
 from fusedrnn.plan.choice import chosen
 from fusedrnn.plan.plan import Plan
-from fusedrnn.plan.planner import plans
+from fusedrnn.plan.planner import planned
 
 from .configurations import Configuration
 
@@ -53,8 +52,7 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
         written[id(plan)] = text, made
         return statistics(made, [name for _, name in text.weights])
 
-    step = step_of_loop(configuration)
-    candidates = plans(step, configuration.B, device, precision)
+    candidates = planned(captured(configuration), configuration.B, device, precision)
     choice = chosen(candidates, compiled, device.shared_bytes)
     plan, numbers = choice.plan, choice.measured
     text, made = written[id(plan)]
@@ -96,17 +94,13 @@ def identity(configuration: Configuration, arch: int) -> dict[str, Any]:
     return named | {"precision": configuration.precision if configuration.dtype == "float32" else None, "arch": arch}
 
 
-def step_of_loop(configuration: Configuration) -> Step:
-    """A configuration's step, captured on the CPU and optimised."""
-    call = Call(*_as_cell(configuration.loop()))
+def captured(configuration: Configuration) -> Program:
+    """A configuration's program, captured on the CPU."""
+    cell, loop_fn = configuration.loop()
+    call = Call(as_cell(cell), loop_fn)
     with torch.no_grad(), frames.running() as frame, branches.taken():
-        begun = contract.start(call, frame)
-        program, _ = cache.captured(call, frame, begun)
-    return step_of(optimised(program, program.batch, split=True, wide=True))
-
-
-def _as_cell(loop: tuple[Any, Any]) -> tuple[Any, Any]:
-    return as_cell(loop[0]), loop[1]
+        program, _ = cache.captured(call, frame, contract.start(call, frame))
+    return program
 
 
 def _arguments(text: KernelSource, batch: int) -> tuple[dict[str, str], dict[str, object]]:

@@ -20,32 +20,39 @@ class Failure(str):
 
 
 def results(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int, limit: float, without: Sequence[str] = ()
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    jobs: int,
+    limit: Callable[[], float],
+    without: Sequence[str] = (),
 ) -> Iterator[tuple[int, Any]]:
-    """The place of a call and what it returned, as they end; a `Failure` where it raised, crashed or took over ``limit`` seconds.
+    """The place of a call and what it returned, as they end; a `Failure` where it raised, crashed or took too long.
 
-    A process serves many calls; one that dies or is late is replaced.
+    A process serves many calls; one whose call failed is replaced, because it may have lost its device.
 
     Args:
         function: importable, as its arguments and results are: they are pickled.
+        limit: the seconds that a call may take, asked when it is given out; at 0 or less, calls fail without being made.
         without: environment variables that the processes do not have.
     """
     waiting = list(enumerate(calls))[::-1]
     workers: list[_Worker] = []
     try:
         while waiting or workers:
+            while waiting and limit() <= 0:
+                yield waiting.pop()[0], Failure("no time left")
             while waiting and len(workers) < jobs:
                 workers.append(_Worker(function, without))
-                workers[-1].give(*waiting.pop(), limit)
+                workers[-1].give(*waiting.pop(), limit())
             wait([worker.pipe for worker in workers], timeout=1.0)
             for worker in list(workers):
                 for result in worker.ended():
                     yield worker.place, result
-                    if waiting and worker.process.is_alive():
-                        worker.give(*waiting.pop(), limit)
+                    if waiting and limit() > 0 and not isinstance(result, Failure):
+                        worker.give(*waiting.pop(), limit())
                     else:
                         workers.remove(worker)
-                        worker.stop()
+                        worker.stop(patience=10.0)
     finally:
         for worker in workers:
             worker.stop()
@@ -82,10 +89,11 @@ class _Worker:
             return [Failure(f"no end in {self._limit:.0f} s")]
         return []
 
-    def stop(self) -> None:
+    def stop(self, *, patience: float = 0.0) -> None:
+        self.pipe.close()  # it ends when it sees that
+        self.process.join(patience)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def _serve(function: Callable[..., Any], pipe: Connection) -> None:

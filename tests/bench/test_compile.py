@@ -38,7 +38,7 @@ def compiled(monkeypatch, tmp_path, *found, **options):
     """The exit code and the file of a run in which compiling gives these."""
     monkeypatch.setattr(workers, "results", lambda function, calls, *rest: enumerate(found))
     path = tmp_path / "rows.json"
-    code = command.run(argparse.Namespace(arch=[90], json=path, quick=True, only=None, jobs=1) if not options else options["args"])
+    code = command.run(argparse.Namespace(arch=[90], json=path, quick=True, only=[""], jobs=1) if not options else options["args"])
     return code, json.loads(path.read_text())["rows"] if path.exists() else None
 
 
@@ -67,7 +67,7 @@ def test_a_row_tells_every_fault():
 
 
 def test_nothing_to_compile_is_told(monkeypatch, tmp_path, capsys):
-    args = argparse.Namespace(arch=[90], json=None, quick=False, only="lstm H=63", jobs=1)
+    args = argparse.Namespace(arch=[90], json=None, quick=False, only=["lstm H=63"], jobs=1)
     assert compiled(monkeypatch, tmp_path, args=args) == (2, None)
     assert "lstm H=63" in capsys.readouterr().err
 
