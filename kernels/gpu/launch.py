@@ -60,7 +60,7 @@ def launch(
         emulation.launches += 1
         arguments["limit"] = _POLLS_EMULATED
         emulator.run(
-            kernel, grid, arguments, {"ASM": False, "PREC": "ieee" if precision == "hilo" else precision}, outputs=outputs,
+            kernel, grid, arguments, {"ASM": False, "PREC": precision}, outputs=outputs,
             delay=emulation.delay, seed=emulation.seed, kill=emulation.kill,
         )  # fmt: skip
         return

@@ -30,7 +30,7 @@ _ARITHMETIC: dict[str, Expression] = {
     "add": _infix("+"), "sub": _infix("-"), "mul": _infix("*"), "neg": lambda a: f"(-{a})", "rsub": lambda a, b: f"({b} - {a})",
     "abs": _function("tl.abs"), "maximum": _extreme("maximum"), "minimum": _extreme("minimum"),
     "relu": lambda a: f"tl.where({a} < 0, 0, {a})",
-    "sign": lambda a: f"tl.where({a} > 0, 1, tl.where({a} < 0, -1, {a} * 0))",
+    "sign": lambda a: f"(({a} > 0).to({a}.dtype) - ({a} < 0).to({a}.dtype))",
     "bitwise_and": _infix("&"), "bitwise_or": _infix("|"), "bitwise_xor": _infix("^"),
     "__and__": _infix("&"), "__or__": _infix("|"),
     "remainder": _function("remainder"), "floor_divide": _function("floor_divide"),

@@ -87,7 +87,7 @@ class Tile:
     chunk: int
     phase: int
     dtype: torch.dtype
-    carried: set[Node] = field(default_factory=set)
+    carried: list[Node] = field(default_factory=list)
     resident: bool = True
     window: int = 1
     stages: int = 2
@@ -255,7 +255,7 @@ class _Scheduler:
             source = stripped(products[0].left)
             leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
             for joined in self._joined(products):
-                carried = {product.node for product in joined if stripped(product.left) in self.leaf_of} if exchange is not None else set()
+                carried = [product.node for product in joined if stripped(product.left) in self.leaf_of] if exchange is not None else []
                 phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in joined)
                 found.tiles.append(self._tile(exchange, source, leaf, joined, phase, dtype, carried))
 
@@ -273,7 +273,7 @@ class _Scheduler:
 
     def _tile(
         self, exchange: Exchange | None, left: Node, leaf: CarriedLeaf | None, products: list[Product], phase: int,
-        dtype: torch.dtype, carried: set[Node],
+        dtype: torch.dtype, carried: list[Node],
     ) -> Tile:  # fmt: skip
         blocks = sorted(((self.sharing.block(product.width), product) for product in products), key=lambda pair: -pair[0])
         segments, begin = [], 0

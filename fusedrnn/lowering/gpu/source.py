@@ -132,9 +132,9 @@ class _Writer:
         expr = sympy.sympify(size if isinstance(size, sympy.Expr) else expression(size))
         if expr.is_Integer:
             return str(int(expr))
-        for symbol in expr.free_symbols:
-            self.symbols[str(symbol)] = None
-            self.taken.add(str(symbol))
+        for symbol in sorted(map(str, expr.free_symbols)):
+            self.symbols[symbol] = None
+            self.taken.add(symbol)
         return str(expr) if expr.is_Symbol else f"({PythonPrinter().doprint(expr)})"
 
     def fault(self, condition: str) -> None:
