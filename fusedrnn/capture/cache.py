@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -13,9 +12,10 @@ import torch
 
 from .. import frames
 from ..contract import Call, Port, Start
+from ..fallback import log
 from ..frames import Frame
 from ..tensor_array import TensorArray
-from . import closure
+from . import closure, tally
 from . import code as codes
 from .program import Program
 from .refusal import NotCapturable, here
@@ -106,16 +106,20 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
         changes = before.changes()
         before.restore()
     if changes and isinstance(program, Program):
-        return NotCapturable(
-            f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state",
-            _changed(changes[0], walk) or _defined(call.loop_fn),
-        )
+        for change in changes:
+            if not tally.only_counts(walk, change.kind, change.value, change.name):
+                return NotCapturable(
+                    f"{change.text} at every step, which a captured step would not repeat: carry it in the state or loop_state",
+                    _changed(change.name, walk) or _defined(call.loop_fn),
+                )
+        program.plans["counts"] = [f"{change.text}, where it is called: at time 0 and not at every step" for change in changes]
+        for text in program.plans["counts"]:
+            log.info("%s", text)
     return program
 
 
-def _changed(change: str, walk: closure.Walk) -> str | None:
-    """``file:line`` of what makes a change, told as ``loop_fn changes global `count` ``."""
-    name = re.sub(r"\[.*", "", change.split("`")[1]).rpartition(".")[2]
+def _changed(name: str, walk: closure.Walk) -> str | None:
+    """``file:line`` of what makes a change, by the name of what changes."""
     functions = (codes.of(expected[0]) for what, _, expected in walk.facts if what == "function")
     return next((f"{code.file}:{line}" for code in functions if (line := code.line_of_change(name)) is not None), None)
 

@@ -300,7 +300,7 @@ def _step(
         costs = cost.cost(source.module.graph, source.program.sources, targets, state, sizes)
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
-        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device),
+        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device), list(program.plans.get("counts", ())),
     )  # fmt: skip
 
 

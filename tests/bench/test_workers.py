@@ -35,8 +35,8 @@ def test_no_calls():
 
 
 def test_no_time_left():
-    left, found = 60.0, []
-    for place, result in results(call, [("return", 1), ("return", 2), ("return", 3)], 1, lambda: left):
+    left, found = [60.0], []
+    for place, result in results(call, [("return", 1), ("return", 2), ("return", 3)], 1, lambda: left[0]):
         found.append((place, result))
-        left = 0.0
+        left[0] = 0.0
     assert found == [(0, 1), (1, "no time left"), (2, "no time left")]
