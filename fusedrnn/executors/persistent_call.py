@@ -47,13 +47,13 @@ class Kernel:
         step = plan.schedule.step
         module = step.made.module
         entries = dict(source.externals)
-        self.ahead = _Ahead(step, entries) if source.hoisted else None
+        self._names: set[str] = set()
+        self.ahead = _Ahead(step, entries, self.size) if source.hoisted else None
         for tile, name in source.weights:
             entries[self._packed_node(module.graph, plan, tile)] = name
         self.names = list(entries.values())  # an entry of the prologue is the place of its name
         places = {node: self.names.index(name) for node, name in entries.items()}
         self.prologue = Prologue(module, step.made.program.sources, places, {}, lambda tensor: tensor)
-        self._names: set[str] = set()
         self.sizes = {name: self.size(_Symbol(name)) for name in source.symbols}
         self.tables = {place: self.size(size) for place, size in step.made.moved.tables.items()}
         self.bounds = [self.size(bound) for bound in bounds(program)]
@@ -96,7 +96,7 @@ class _Symbol:
 class _Ahead:
     """What depends on the time alone and is made before the loop, for several steps at once."""
 
-    def __init__(self, step: Step, entries: dict[Node, str]) -> None:
+    def __init__(self, step: Step, entries: dict[Node, str], size_of: Callable[[Any], Size]) -> None:
         graph = step.made.module.graph
         self.nodes = list(step.hoisted)
         needed: set[Node] = set()
@@ -107,18 +107,21 @@ class _Ahead:
                 needed.add(node)
                 waiting += node.all_input_nodes
         inputs = [node for node in graph.nodes if node in step.invariant and any(user in needed for user in node.users)]
-        inputs = [node for node in inputs if isinstance(value(node), torch.Tensor)]
+        sizes = [node for node in inputs if not isinstance(value(node), torch.Tensor)]  # of what may be no input, such as a state
+        self._sizes = [size_of(value(node)) for node in sizes]
+        inputs = [node for node in inputs if node not in sizes]
         self.inputs = [entries.setdefault(node, f"q_{node.name}") for node in inputs]
         part = Graph()
         clock = part.placeholder("time")
         copies = {node: part.placeholder(name) for node, name in zip(inputs, self.inputs, strict=True)}
+        copies |= {node: part.placeholder(node.name) for node in sizes}
         self._loops = False
         for node in graph.nodes:
             if node in copies:
                 continue
             if node.op == "placeholder":
                 copies[node] = clock
-            elif node in needed or (node in step.invariant and any(user in needed for user in node.users)):
+            elif node in needed:
                 copies[node] = part.node_copy(node, copies.__getitem__)
                 if node.target is ops.read:
                     copies[node].target = _read
@@ -129,10 +132,12 @@ class _Ahead:
     def bytes_per_step(self, sizes: Callable[[Any], int]) -> int:
         return sum(_numel([sizes(size) for size in value(node).shape]) * value(node).dtype.itemsize for node in self.nodes)
 
-    def made(self, begin: int, steps: int, tensors: Mapping[str, torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    def made(
+        self, begin: int, steps: int, tensors: Mapping[str, torch.Tensor], symbols: Symbols, device: torch.device
+    ) -> list[torch.Tensor]:
         """What steps from ``begin`` on read, ``[steps, ...]`` each."""
         times = torch.arange(begin + 1, begin + steps + 1, dtype=torch.int32, device=device)
-        inputs = [tensors[name] for name in self.inputs]
+        inputs = [*[tensors[name] for name in self.inputs], *[size(symbols) for size in self._sizes]]
         if self._loops:  # draws know their time as a Python number
             made = [self._function(time, *inputs) for time in times.unbind()]
             return [torch.stack(parts) for parts in zip(*made, strict=True)]
@@ -224,7 +229,11 @@ class Bound:
         kernel, tensors = self.kernel, dict(self.before)
         if kernel.ahead is not None:
             with torch.no_grad():
-                tensors |= zip(kernel.source.hoisted.values(), kernel.ahead.made(begin, steps, self.before, self.begun.device), strict=True)
+                tensors |= zip(
+                    kernel.source.hoisted.values(),
+                    kernel.ahead.made(begin, steps, self.before, self.symbols, self.begun.device),
+                    strict=True,
+                )
             for name in kernel.ahead.inputs:
                 if name not in kernel.source.pointers:
                     del tensors[name]
@@ -313,4 +322,8 @@ class Launched:
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory for exchanges; what it held before does not matter, and with FUSEDRNN_EMULATE=1 it holds NaN, to show that."""
     scratch = torch.empty(shape, dtype=dtype, device=device)
-    return scratch.fill_(float("nan")) if device.type == "cpu" else scratch
+    if device.type != "cpu":
+        return scratch
+    if dtype.is_floating_point:
+        return scratch.fill_(float("nan"))
+    return scratch.fill_(1 if dtype == torch.bool else torch.iinfo(dtype).max)

@@ -177,6 +177,10 @@ class Program:
             "bfloat16": (h, h.detach().bfloat16()),
         }[self.state]
 
+    def column(self, leaf: torch.Tensor) -> torch.Tensor:
+        """``[B, 1]`` of a state leaf, for what the cell makes of it."""
+        return leaf.reshape(len(leaf), -1).to(torch.get_default_dtype()).mean(1, keepdim=True)
+
     def build(self, values: dict[str, torch.Tensor]) -> tuple[Any, Any]:
         x, h0 = values["x"], values["h"]
         ends = torch.tensor(self.lengths)
@@ -187,10 +191,7 @@ class Program:
             inputs = inputs["a"] + inputs["b"][0] if self.feed == "tree" else inputs
             leaves, structure = trees.flatten(state)
             main = leaves[0]
-            others = sum(
-                (leaf.reshape(len(main), -1).to(main).mean(1, keepdim=True) for leaf in leaves if leaf.ndim and leaf is not main),
-                0.0 * main,
-            )
+            others = sum((self.column(leaf).to(main) for leaf in leaves if leaf.ndim and leaf is not main), 0.0 * main)
             v = {**values, "inputs": inputs, "main": main, "others": others + 0.1 * main, "time": 1.0}
             new = torch.tanh(evaluated(self.update, v))
             moved = []

@@ -628,7 +628,7 @@ class _Writer:
             address += f" + c{leaf.width}"
             masks.append(f"in{leaf.width}")
         loaded = f"tl.load({address}{', mask=' + ' & '.join(masks) + ', other=0' if masks else ''}).to({_carried_in(dtype)})"
-        if leaf.by_row or leaf.width is None:
+        if leaf.by_row or (leaf.width is None and not self.one_row):  # of one row a number may be made of what is the row's
             return f"{name} = {loaded}"
         return f"{name} = {loaded} + tl.zeros((1, {self.bb}), {_carried_in(dtype)})"
 
@@ -644,13 +644,14 @@ class _Writer:
             if leaf.by_row:
                 address += f" + rows * {leaf.width or 1}"
                 masks.append("live")
-            elif leaf.width is not None:
+            elif leaf.width is not None or self.one_row:
+                address += " + rows"
                 masks.append("(rows == 0)")
             if leaf.width is not None:
                 address += f" + c{leaf.width}"
                 masks.append(f"in{leaf.width}")
             stored = types.stored(name, value(leaf.node).dtype)
-            if leaf.by_row or leaf.width is not None:
+            if leaf.by_row or leaf.width is not None or self.one_row:
                 lines.append(f"tl.store({address}, {stored}, mask={' & '.join(masks)})")
             else:
                 lines += ["if (col == 0) & (grp == 0):", f"    tl.store({address}, {stored})"]
