@@ -12,9 +12,8 @@ from fusedrnn.capture import cache
 from fusedrnn.capture.program import Program
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.contract import Call
-from fusedrnn.lowering.gpu.source import KernelSource, kernel_source
 from fusedrnn.plan.choice import chosen
-from fusedrnn.plan.plan import Plan
+from fusedrnn.plan.measured import measured
 from fusedrnn.plan.planner import planned
 
 from .configurations import Configuration
@@ -26,36 +25,15 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
     Raises:
         Unlowered, NotCapturable: it has no kernel.
     """
-    from fusedrnn.kernels.gpu import limits, source  # they import Triton
-    from fusedrnn.kernels.gpu.compiled import compile_kernel, statistics
+    from fusedrnn.kernels.gpu import limits  # they import Triton
     from fusedrnn.kernels.gpu.ttgir import loads_in_step_loop
 
     began = time.perf_counter()
     torch.manual_seed(0)
     device, precision = limits.of_arch(arch), configuration.precision if configuration.dtype == "float32" else "tf32"
-    refused: list[str] = []
-    written: dict[int, tuple[KernelSource, Any]] = {}
-
-    def compiled(plan: Plan) -> Any:
-        text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(configuration.B))
-        kernel = source.load(text.text, "shipped").loop
-        types, constants = _arguments(text, configuration.B)
-        options = plan.options
-        try:
-            made = compile_kernel(
-                kernel, types, {"ASM": True, "PREC": plan.precision, **constants}, arch,
-                warps=options.warps, stages=options.stages, maxnreg=options.maxnreg,
-            )  # fmt: skip
-        except Exception as error:  # the compiler's own faults are of many kinds
-            refused.append(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}")
-            return None
-        written[id(plan)] = text, made
-        return statistics(made, [name for _, name in text.weights])
-
     candidates = planned(captured(configuration), configuration.B, device, precision)
-    choice = chosen(candidates, compiled, device.shared_bytes)
-    plan, numbers = choice.plan, choice.measured
-    text, made = written[id(plan)]
+    choice = chosen(candidates, lambda plan: measured(plan, configuration.B, arch), device.shared_bytes)
+    plan, numbers, text, made = choice.plan, choice.measured.statistics, choice.measured.source, choice.measured.binary
     resident = {name for tile, name in text.weights if tile.resident}
     loads = loads_in_step_loop(made.binary.asm["ttgir"], made.arguments)
     launches = -(-configuration.B // (plan.batch_tile * plan.groups(configuration.B)))
@@ -83,7 +61,7 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
         "in_loop_spills": numbers.in_loop_spills,
         "microseconds": round(plan.microseconds * launches, 3),
         "choice": choice.place,
-        "passed_over": [*choice.passed_over, *refused],
+        "passed_over": [*choice.passed_over],
         "seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -101,21 +79,6 @@ def captured(configuration: Configuration) -> Program:
     with torch.no_grad(), frames.running() as frame, branches.taken():
         program, _ = cache.captured(call, frame, contract.start(call, frame))
     return program
-
-
-def _arguments(text: KernelSource, batch: int) -> tuple[dict[str, str], dict[str, object]]:
-    """Types and constants as a launch would make them: Triton takes 1 as a constant and notes what 16 divides.
-
-    Tensors begin where torch allocates them; ``padded`` counts whole batch tiles.
-    """
-    types = {name: f"*{element}:16" for name, element in text.pointers.items()}
-    constants: dict[str, object] = {}
-    for name in text.numbers:
-        if name == "B" and batch == 1:
-            constants[name] = 1
-        else:
-            types[name] = "i32:16" if name == "padded" or (name == "B" and batch % 16 == 0) else "i32"
-    return types, constants
 
 
 def barriers(text: str) -> int:

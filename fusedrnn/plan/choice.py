@@ -42,14 +42,14 @@ class Choice(Generic[M]):
     passed_over: tuple[str, ...]
 
 
-def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | None], shared_bytes: int, *, most: int = 10) -> Choice[M]:
+def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10) -> Choice[M]:
     """The first plan whose kernel fits into shared memory and does not spill; where each spills, the one that spills least.
 
     The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does.
 
     Args:
         plans: the best by the model first.
-        compiled: compiles a plan; None where the compiler refuses it.
+        compiled: compiles a plan; where the compiler refuses it, says why in one line.
         shared_bytes: that one program may use.
         most: how many plans that fit are compiled before the least spills are taken; those that do not fit are not counted.
 
@@ -60,8 +60,8 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | None], shared_b
     why: dict[int, str] = {}
     for place, plan in enumerate(plans):
         measured = compiled(plan)
-        if measured is None:
-            why[place] = f"{_named(plan)}: the compiler refuses it"
+        if isinstance(measured, str):
+            why[place] = f"{_named(plan)}: {measured}"
         elif measured.shared_bytes > shared_bytes:
             why[place] = f"{_named(plan)}: needs {measured.shared_bytes} bytes of shared memory, there are {shared_bytes}"
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..fallback import log
 from ..lowering.gpu.source import KernelSource, kernel_source
 from .plan import Plan
 
@@ -37,8 +36,8 @@ class CompiledPlan:
         return int(self.statistics.shared_bytes)
 
 
-def measured(plan: Plan, batch: int, arch: int) -> CompiledPlan | None:
-    """Compile a plan's kernel as a launch with so many rows would; None where the compiler refuses it, which is logged.
+def measured(plan: Plan, batch: int, arch: int) -> CompiledPlan | str:
+    """Compile a plan's kernel as a launch with so many rows would; where the compiler refuses it, say why in one line.
 
     Raises:
         RuntimeError: Triton interprets in this process.
@@ -54,9 +53,7 @@ def measured(plan: Plan, batch: int, arch: int) -> CompiledPlan | None:
     try:
         binary = compile_kernel(function, types, known, arch, warps=options.warps, stages=options.stages, maxnreg=options.maxnreg)
     except Exception as error:  # the compiler's own faults are of many kinds
-        first = (str(error).strip().splitlines() or [""])[0]
-        log.debug("Triton refuses a layout of %d programs: %s: %s", plan.programs, type(error).__name__, first)
-        return None
+        return f"the compiler refuses it: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     return CompiledPlan(text, function, binary, statistics(binary, [name for _, name in text.weights]))
 
 

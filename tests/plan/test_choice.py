@@ -15,13 +15,13 @@ def plans(count):
 
 
 def choice(*found, **options):
-    """The choice among kernels (spill bytes, shared bytes) or None, and how many of them were compiled."""
+    """The choice among kernels (spill bytes, shared bytes) or what the compiler says, and how many of them were compiled."""
     made, compiled = plans(len(found)), []
 
     def compile_plan(plan):
         compiled.append(plan)
         numbers = found[made.index(plan)]
-        return None if numbers is None else SimpleNamespace(spill_bytes=numbers[0], shared_bytes=numbers[1])
+        return numbers if isinstance(numbers, str) else SimpleNamespace(spill_bytes=numbers[0], shared_bytes=numbers[1])
 
     taken = chosen(made, compile_plan, LIMIT, **options)
     assert taken.plan is made[taken.place]
@@ -41,7 +41,7 @@ def test_spills_are_passed_over():
 
 
 def test_what_does_not_fit_or_compile_is_passed_over():
-    taken, _ = choice((0, LIMIT + 1), None, (0, LIMIT))
+    taken, _ = choice((0, LIMIT + 1), "the compiler refuses it", (0, LIMIT))
     assert taken.place == 2
     assert taken.passed_over == (
         "8 programs of 16 rows: needs 1001 bytes of shared memory, there are 1000",
@@ -61,6 +61,6 @@ def test_where_each_spills_the_least_is_taken_of_the_first_few_that_fit():
 
 def test_nothing_fits():
     with pytest.raises(Unlowered, match=r"no layout's kernel fits: .*needs 1001 bytes.*; .*32 rows: the compiler refuses it"):
-        choice((0, LIMIT + 1), None)
+        choice((0, LIMIT + 1), "the compiler refuses it")
     with pytest.raises(Unlowered, match="there is none"):
-        chosen([], lambda plan: None, LIMIT)
+        chosen([], lambda plan: "no", LIMIT)
