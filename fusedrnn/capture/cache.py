@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import frames
 from ..contract import Call, Port, Start
 from ..fallback import log
 from ..frames import Frame
@@ -18,7 +17,7 @@ from ..tensor_array import TensorArray
 from . import closure, tally
 from . import code as codes
 from .program import Program
-from .refusal import NotCapturable, here
+from .refusal import NotCapturable
 from .step import capture
 
 _MOST = 512
@@ -27,13 +26,6 @@ _MOST_BINDERS = 4  # of one code: it may be used with several kinds of values
 _lock = threading.Lock()
 _known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
 _binders: OrderedDict[tuple[int, int], tuple[closure.Binder, ...]] = OrderedDict()  # the last made first
-
-
-def refuse_nested() -> None:
-    """Raise NotCapturable where a step that is being traced runs a loop of its own."""
-    outer = frames.current()
-    if outer is not None and outer.clock is not None:
-        raise NotCapturable("a step runs a loop of its own: its number of steps is not known when the step is captured", here())
 
 
 def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torch.Tensor]]:

@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from .persistent_call import Kernel, Launched
 
 
-def unavailable() -> str | None:
-    """Why no persistent kernel can run on this machine, in one line; None where one can."""
-    from ..kernels.device import triton
-
-    found = triton()
-    if found.version is None:
-        return f"Triton cannot be imported ({found.reason}); use backend='native', 'stepwise' or 'auto'"
-    if not gpu.EMULATED and not torch.cuda.is_available():
-        return "there is no CUDA device; use backend='native' or 'auto', or set FUSEDRNN_EMULATE=1 to interpret the kernel on the CPU"
-    return None
-
-
 def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
     """Why the tensors of a call cannot go to a kernel; None where they can."""
     device = begun.device
