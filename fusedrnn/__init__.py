@@ -1,5 +1,8 @@
 """fusedrnn: TensorFlow's raw_rnn for PyTorch. A recurrence is a cell and a loop_fn; `raw_rnn` runs it."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import feedback, random
 from ._version import __version__
 from .cells import (
@@ -16,14 +19,16 @@ from .cells import (
     RNNCell,
     ZoneoutWrapper,
 )
-from .compiled import Loop, compile
 from .decode import dynamic_decode
 from .errors import PlanError
-from .explanation import Explanation, explain
 from .fallback import fallbacks
 from .loop import raw_rnn
 from .rnn import bidirectional_dynamic_rnn, dynamic_rnn
 from .tensor_array import TensorArray
+
+if TYPE_CHECKING:
+    from .compiled import Loop, compile
+    from .explanation import Explanation, explain
 
 __all__ = [
     "AttentionWrapper",
@@ -53,3 +58,16 @@ __all__ = [
     "random",
     "raw_rnn",
 ]
+
+_LATER = {"Loop": ".compiled", "compile": ".compiled", "Explanation": ".explanation", "explain": ".explanation"}  # a second to import
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_LATER[name], __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

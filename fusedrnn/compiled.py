@@ -15,6 +15,7 @@ from .capture.refusal import NotCapturable
 from .cells.protocol import as_cell
 from .contract import Call, LoopFn
 from .errors import PlanError
+from .executors import captured
 from .executors.native_call import Bound
 from .executors.warm import Warm
 from .result import Result
@@ -112,7 +113,7 @@ class Loop:
         backend = executors.choose(self.backend)
         if backend == "reference":
             return
-        prepared = executors.prepare(backend, self._call)
+        prepared = captured.prepare(backend, self._call)
         refused = prepared if isinstance(prepared, NotCapturable) else prepared.refused
         if refused is not None and must and backend != "auto":
             raise PlanError(refused.reason, refused.location) from refused

@@ -115,7 +115,7 @@ def test_backends(capsys, monkeypatch):
     assert "backend must be one of" in fails(capsys, "--backend", "fast", "hello")[0]
     monkeypatch.setenv("FUSEDRNN_BACKEND", "fast")
     assert "FUSEDRNN_BACKEND must be one of" in fails(capsys, "hello")[0]
-    monkeypatch.setattr(executors, "unavailable", lambda backend: "it needs a GPU")
+    monkeypatch.setattr(executors.backends, "unavailable", lambda backend: "it needs a GPU")
     assert fails(capsys, "--backend", "persistent", "hello")[0] == "fusedrnn g2p: it needs a GPU\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -11,14 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from .. import frames
 from ..contract import Call, Port, Start
+from ..fallback import log
 from ..frames import Frame
 from ..tensor_array import TensorArray
-from . import closure
+from . import closure, tally
 from . import code as codes
 from .program import Program
-from .refusal import NotCapturable, here
+from .refusal import NotCapturable
 from .step import capture
 
 _MOST = 512
@@ -27,13 +26,6 @@ _MOST_BINDERS = 4  # of one code: it may be used with several kinds of values
 _lock = threading.Lock()
 _known: OrderedDict[Hashable, list[Program | NotCapturable]] = OrderedDict()
 _binders: OrderedDict[tuple[int, int], tuple[closure.Binder, ...]] = OrderedDict()  # the last made first
-
-
-def refuse_nested() -> None:
-    """Raise NotCapturable where a step that is being traced runs a loop of its own."""
-    outer = frames.current()
-    if outer is not None and outer.clock is not None:
-        raise NotCapturable("a step runs a loop of its own: its number of steps is not known when the step is captured", here())
 
 
 def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torch.Tensor]]:
@@ -106,16 +98,20 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
         changes = before.changes()
         before.restore()
     if changes and isinstance(program, Program):
-        return NotCapturable(
-            f"{changes[0]} at every step, which a captured step would not repeat: carry it in the state or loop_state",
-            _changed(changes[0], walk) or _defined(call.loop_fn),
-        )
+        for change in changes:
+            if not tally.only_counts(walk, change.kind, change.value, change.name):
+                return NotCapturable(
+                    f"{change.text} at every step, which a captured step would not repeat: carry it in the state or loop_state",
+                    _changed(change.name, walk) or _defined(call.loop_fn),
+                )
+        program.plans["counts"] = [f"{change.text}, where it is called: at time 0 and not at every step" for change in changes]
+        for text in program.plans["counts"]:
+            log.info("%s", text)
     return program
 
 
-def _changed(change: str, walk: closure.Walk) -> str | None:
-    """``file:line`` of what makes a change, told as ``loop_fn changes global `count` ``."""
-    name = re.sub(r"\[.*", "", change.split("`")[1]).rpartition(".")[2]
+def _changed(name: str, walk: closure.Walk) -> str | None:
+    """``file:line`` of what makes a change, by the name of what changes."""
     functions = (codes.of(expected[0]) for what, _, expected in walk.facts if what == "function")
     return next((f"{code.file}:{line}" for code in functions if (line := code.line_of_change(name)) is not None), None)
 

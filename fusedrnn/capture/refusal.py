@@ -9,6 +9,8 @@ from types import FrameType
 
 import torch
 
+from .. import frames
+
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parents[1])
 _ABOUT_OURSELVES = tuple(str(Path(_OURS) / name) for name in ("capture", "contract.py", "reads.py", "draws.py", "branches.py", "frames.py"))
@@ -61,6 +63,13 @@ def place(error: BaseException) -> str | None:
         elif inside and filename.startswith(_OURS) and not filename.startswith(_ABOUT_OURSELVES):
             ours = f"{filename}:{line}"
     return found or ours
+
+
+def refuse_nested() -> None:
+    """Raise NotCapturable where a step that is being traced runs a loop of its own."""
+    outer = frames.current()
+    if outer is not None and outer.clock is not None:
+        raise NotCapturable("a step runs a loop of its own: its number of steps is not known when the step is captured", here())
 
 
 _CONVERSIONS = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,21 @@ from .scalars import same, same_items
 _ABSENT = object()
 # A TensorArray fetches, takes apart and joins its elements when it is read; that is no effect that anyone can see.
 _QUIET = frozenset({"_elements", "_whole", "_fetch"})
+
+
+class Change(NamedTuple):
+    """Something that tracing changed.
+
+    Attributes:
+        text: a sentence: ``loop_fn changes `log` (list)``, ``loop_fn changes nonlocal `count` ``.
+        kind, value: as in ``Walk.mutable``.
+        name: the last one that leads to it.
+    """
+
+    text: str
+    kind: str
+    value: Any
+    name: str
 
 
 class Snapshot:
@@ -39,13 +55,15 @@ class Snapshot:
                 known.add((kind, id(value), id(names)))
                 self._saved.append((kind, value, names, place, _SAVE[kind](value, names)))
 
-    def changes(self) -> list[str]:
-        """What differs now, a sentence each: ``loop_fn changes `log` (list)``, ``loop_fn changes nonlocal `count` ``."""
-        found: dict[str, None] = {}
+    def changes(self) -> list[Change]:
+        """What differs now."""
+        found: dict[str, Change] = {}
         for kind, value, names, place, saved in self._saved:
             for what in _changed(kind, value, names, place, saved):
-                found[places.changing(place, what)] = None
-        return list(found)
+                text = places.changing(place, what)
+                name = re.sub(r"\[.*", "", what.split("`")[1]).rpartition(".")[2]
+                found.setdefault(text, Change(text, kind, value, name))
+        return list(found.values())
 
     def restore(self) -> None:
         """Put back what differs."""

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic
 
 from .. import contract, frames, rows, trees
 from ..contract import Call, Leaf, Port, Start
@@ -25,6 +25,7 @@ from . import ops, refusal
 from .arrays import TracedArray
 from .program import Program, Source, Target, Write
 from .refusal import NotCapturable
+from .shape_env import SilentShapeEnv
 from .sizes import Fits, fits
 from .tracing import Tracing
 
@@ -74,7 +75,7 @@ class Capture:
     def __init__(self, call: Call, begun: Start, tensors: Sequence[torch.Tensor], read_along: dict[int, set[int]]) -> None:
         self.read_along = read_along
         self.call, self.begun, self.tensors = call, begun, tensors
-        self.shape_env = ShapeEnv(duck_shape=True)
+        self.shape_env = SilentShapeEnv(duck_shape=True)
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
         self.symbols = 0
         self.batch = self._size(begun.batch)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing
 
 from .. import contract
 from ..cells.protocol import parameters
@@ -80,6 +79,8 @@ def _port_of_fake_run(call: Call, begun: Start) -> contract.Port:
 
     A cell that looks at its data cannot run so: its emits get the dtype of the first state leaf, TensorFlow's rule.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # torch's only way to ask for dtypes without computing; slow to import
+
     try:  # a copy, parameters aside: what the cell keeps of tensors without data must not stay
         cell = copy.deepcopy(call.cell, {id(parameter): parameter for parameter in parameters(call.cell)})
     except Exception:  # not everything can be copied

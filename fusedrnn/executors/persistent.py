@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,19 +23,7 @@ from . import native, reference
 from .outcome import outcome
 
 if TYPE_CHECKING:
-    from .persistent_call import Launched
-
-
-def unavailable() -> str | None:
-    """Why no persistent kernel can run on this machine, in one line; None where one can."""
-    from ..kernels.device import triton
-
-    found = triton()
-    if found.version is None:
-        return f"Triton cannot be imported ({found.reason}); use backend='native', 'stepwise' or 'auto'"
-    if not gpu.EMULATED and not torch.cuda.is_available():
-        return "there is no CUDA device; use backend='native' or 'auto', or set FUSEDRNN_EMULATE=1 to interpret the kernel on the CPU"
-    return None
+    from .persistent_call import Kernel, Launched
 
 
 def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
@@ -50,7 +38,7 @@ def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> 
     return None
 
 
-def kernel(program: Program, batch: int, device: torch.device) -> Any:
+def kernel(program: Program, batch: int, device: torch.device) -> Kernel:
     """The program's kernel for a batch size, made when first asked for.
 
     Raises:
@@ -70,17 +58,37 @@ def kernel(program: Program, batch: int, device: torch.device) -> Any:
         program.plans[key] = made
     if isinstance(made, NotCapturable):
         raise NotCapturable(made.reason, made.location)
-    return made
+    found: Kernel = made
+    return found
 
 
-def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Any:
+def prepared(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
+    """Make the kernel of a loop that is to be run; why there is none."""
+    refused = refusal(begun, program, tensors)
+    if refused is None:
+        try:
+            kernel(program, begun.batch, begun.device)
+        except NotCapturable as error:
+            refused = error
+    return refused
+
+
+def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Kernel:
     from ..kernels.gpu import limits, source  # they import Triton
+    from ..plan.choice import chosen
+    from ..plan.measured import measured
     from ..plan.planner import EMULATED, planned
     from .persistent_call import Kernel
 
-    plan = planned(program, batch, EMULATED if device.type == "cpu" else limits.of_device(device), precision)[0]
-    text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
-    return Kernel(program, plan, text, source.load(text.text, "persistent").loop)
+    if device.type == "cpu":
+        plan = planned(program, batch, EMULATED, precision)[0]
+        text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
+        return Kernel(program, plan, text, source.load(text.text, "persistent").loop)
+    known = limits.of_device(device)
+    choice = chosen(planned(program, batch, known, precision), lambda plan: measured(plan, batch, known.arch), known.shared_bytes)
+    for reason in choice.passed_over:
+        log.debug("a layout was passed over: %s", reason)
+    return Kernel(program, choice.plan, choice.measured.source, choice.measured.function)
 
 
 def _precision(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -76,3 +77,10 @@ def _seen_by_cell(state: list[Any], finished: torch.Tensor) -> list[Any]:
 def _versions(state: list[Any]) -> list[int]:
     """How often each tensor that freezes was changed in place."""
     return [leaf._version for leaf in state if isinstance(leaf, torch.Tensor) and leaf.ndim and not leaf.is_inference()]
+
+
+def swapped(call: Call) -> AbstractContextManager[Any]:
+    """With swap_memory, what autograd keeps for the backward goes to (pinned) host memory."""
+    if not call.swap_memory:
+        return nullcontext()
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())

@@ -20,6 +20,7 @@ from ..capture.refusal import NotCapturable, place
 from ..cells.protocol import as_cell
 from ..contract import Call, LoopFn, Start
 from ..errors import PlanError
+from ..executors import captured, persistent
 from ..lowering.operators import Unlowered
 from ..lowering.source import LoopSource, loop_source
 from ..optimise.graph import copied, show
@@ -122,7 +123,7 @@ def explain(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int
         tensors: list[torch.Tensor] = []
         refused: Refusal | None = None
         try:
-            executors._refuse_surroundings(begun)
+            captured.refuse_surroundings(begun)
             program, tensors = cache.captured(call, frame, begun)
         except NotCapturable as error:
             refused = _refusal(error.reason, error.location)
@@ -225,21 +226,19 @@ def _choice(
 
 def _native_refusal(call: Call, begun: Start, program: Program | None, tensors: list[torch.Tensor]) -> Refusal | None:
     assert program is not None
-    refused = executors.native_refusal(call, begun, program, tensors)
+    refused = captured.native_refusal(call, begun, program, tensors)
     return None if refused is None else _refusal(refused.reason, refused.location, split=False)
 
 
 def _persistent_refusal(begun: Start, program: Program | None, tensors: list[torch.Tensor]) -> Refusal | None:
     assert program is not None
-    refused = executors.persistent.refusal(begun, program, tensors)
-    if refused is None and begun.device.type == "cpu":  # emulated, any plan fits
+    if begun.device.type == "cpu":  # emulated: what fits an H100 will do
         made = kernel(program, begun.batch, begun.device)
-        return made if isinstance(made, Refusal) else None
-    if refused is None:
-        try:
-            executors.persistent.kernel(program, begun.batch, begun.device)
-        except NotCapturable as error:
-            refused = error
+        return made if isinstance(made, Refusal) else _refused_place(persistent.refusal(begun, program, tensors))
+    return _refused_place(persistent.prepared(begun, program, tensors))
+
+
+def _refused_place(refused: NotCapturable | None) -> Refusal | None:
     return None if refused is None else _refusal(refused.reason, refused.location)
 
 
@@ -265,7 +264,7 @@ def _executor(
         return "persistent", "the whole loop is one launch"
     if "native" in others:
         return "stepwise", "the loop does not run natively"
-    if executors.worth_compiling(program):
+    if captured.worth_compiling(program):
         return "native", "it is compiled" if "native" in program.plans else "the loop has cost what compiling costs: this call compiles it"
     return "stepwise", "the loop is not compiled yet"
 
@@ -302,7 +301,7 @@ def _step(
         costs = cost.cost(source.module.graph, source.program.sources, targets, state, sizes)
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
-        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device),
+        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device), list(program.plans.get("counts", ())),
     )  # fmt: skip
 
 

@@ -235,6 +235,7 @@ class Step:
         phases: None where the step cannot be lowered.
         ahead: products that are made for several steps at once.
         moved: what waits for the loop no longer, by how: "hoisted", "folded", ...: a line each.
+        counts: Python state that the step changes and nothing reads, a sentence each: it changes where loop_fn is called only.
         draws: how many places draw random numbers, all of them counter-based.
         cost: None where a size is not known.
         kernel: the persistent kernel, or why there can be none.
@@ -251,6 +252,7 @@ class Step:
     draws: int
     cost: Cost | None
     kernel: Kernel | Refusal
+    counts: list[str]
 
 
 @dataclass(frozen=True)

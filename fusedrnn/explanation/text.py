@@ -86,6 +86,7 @@ def _step(step: Step) -> Iterator[tuple[str, str]]:
     yield from _labelled("at most", bounds or ["no bound on the steps is known"])
     yield from _rows(step.rows)
     yield "random", f"{_count(step.draws, 'draw')} a step, all counter-based" if step.draws else "no draws"
+    yield from _labelled("counts", step.counts)
     yield "", ""
     yield from _work(step)
 

@@ -21,6 +21,8 @@ class Rates:
     Attributes:
         barrier: microseconds of a group's barrier with a counter (DESIGN: 0.4 for the exchange of a flag, 0.4 more for the counter).
         l2: bytes a microsecond of all programs together from the level-2 cache.
+        l2_each: of one program alone (64 a cycle).
+        latency: microseconds from asking the level-2 cache to having the answer.
         shared: bytes a microsecond of one multiprocessor from its shared memory (128 a cycle).
         tensor: multiply-adds a microsecond of one multiprocessor in bf16.
         pointwise: microseconds for each 1,024 elements of a program's tile that go through a cell's pointwise part.
@@ -28,6 +30,8 @@ class Rates:
 
     barrier: float = 0.8
     l2: float = 5.5e6
+    l2_each: float = 64 * 1700.0
+    latency: float = 0.3
     shared: float = 128 * 1700.0
     tensor: float = 3.7e6
     pointwise: float = 0.12
@@ -60,15 +64,21 @@ def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rat
     for tile in schedule.tiles:
         times = 3 if _halves(tile, split) == 2 else 1
         if tile.exchange is not None:
-            exchange += programs * batch_tile * tile.inner * tile.dtype.itemsize / rates.l2
-        from_shared = tile.bytes * _halves(tile, split) / rates.shared
-        products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, from_shared if tile.resident else 0.0)
+            windows = -(-tile.chunks // tile.window) if tile.resident else 1
+            exchange += _through_l2(batch_tile * tile.inner * tile.dtype.itemsize, programs, rates) + windows * rates.latency
+        weight = tile.bytes * _halves(tile, split)
+        products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, weight / rates.shared)
         if not tile.resident:
-            streaming += programs * tile.bytes * _halves(tile, split) / rates.l2
+            streaming += _through_l2(weight, programs, rates) + rates.latency
     barriers = 0.0 if schedule.sharing.programs == 1 else rates.barrier * len(schedule.barriers)
     widths = [leaf.width for leaf in schedule.step.leaves if leaf.width is not None]
     elements = sum(schedule.sharing.block(width) for width in widths) * batch_tile
     return Cost(barriers, exchange, products, streaming, rates.pointwise * (elements / 1024) + 0.1)
+
+
+def _through_l2(each: int, programs: int, rates: Rates) -> float:
+    """Microseconds until every program has its bytes from the level-2 cache."""
+    return max(programs * each / rates.l2, each / rates.l2_each)
 
 
 def _rate(tile: Tile) -> float:
@@ -98,14 +108,18 @@ def _passing(tile: Tile, batch_tile: int, split: bool) -> int:
     return max(tile.window * of_vector, tile.rows * batch_tile * 4)
 
 
-def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> bool:
-    """Make a schedule fit into the shared memory of a multiprocessor: the largest tiles stay there last. Whether it does then."""
+def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits, in_flight: int = IN_FLIGHT) -> bool:
+    """Make a schedule fit into the shared memory of a multiprocessor: the largest tiles stay there last. Whether it does then.
+
+    Args:
+        in_flight: bytes of a vector that are asked for at once, at most.
+    """
     most = limits.shared_bytes - 2048
     for tile in sorted(schedule.tiles, key=lambda tile: -tile.bytes):
         for resident_tile in schedule.tiles:
             if resident_tile.resident:
                 resident_tile.window = min(
-                    resident_tile.chunks, max(IN_FLIGHT // (resident_tile.chunk * batch_tile * resident_tile.dtype.itemsize), 1)
+                    resident_tile.chunks, max(in_flight // (resident_tile.chunk * batch_tile * resident_tile.dtype.itemsize), 1)
                 )
                 while shared_bytes(schedule, batch_tile, split) > most and resident_tile.window > 2:
                     resident_tile.window = -(-resident_tile.window // 2)

@@ -11,7 +11,7 @@ from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
 from ..lowering.gpu.step import Step, step_of
 from ..lowering.pipeline import optimised
-from .cost import fit, step_cost, stream
+from .cost import IN_FLIGHT, fit, step_cost, stream
 from .plan import Plan
 
 EMULATED = Limits("emulated", 0, 4, 227 << 10, 65536, 255, 1024, 50 << 20, 1e11)  # few programs: each is a process
@@ -54,19 +54,22 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
     tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), 16)]
     for sharing in _sharings(step, limits):
         for batch_tile in tiles:
-            for resident in (True, False):
+            seen: set[tuple[tuple[bool, int], ...]] = set()
+            for in_flight in (IN_FLIGHT, IN_FLIGHT // 2, IN_FLIGHT // 4, 0):  # the fewer, the fewer registers; without any all is streamed
                 found = schedule(step, sharing, _CHUNK)  # a plan owns its schedule
-                if not resident:
+                if not in_flight:
                     stream(found, batch_tile, split, limits)
                 warps = _warps(found, batch_tile)
-                if warps is None or not fit(found, batch_tile, split, limits):
-                    break
+                if warps is None or not fit(found, batch_tile, split, limits, in_flight):
+                    continue
+                kind = tuple((tile.resident, tile.window if tile.exchange is not None else 0) for tile in found.tiles)
+                if kind in seen:
+                    continue
+                seen.add(kind)
                 groups = max(limits.sms // sharing.programs, 1)
                 cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split)
                 maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
                 yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
-                if sharing.programs == 1 or not any(tile.resident and tile.exchange is not None for tile in found.tiles):
-                    break
 
 
 def _warps(found: Schedule, batch_tile: int) -> int | None:

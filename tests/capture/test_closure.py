@@ -917,7 +917,7 @@ def test_side_effect(name):
     snapshot = Snapshot(found)
     assert snapshot.changes() == []
     loop_fn()
-    assert snapshot.changes() == [text]
+    assert [change.text for change in snapshot.changes()] == [text]
     snapshot.restore()
     assert snapshot.changes() == []
     assert str(look()) == str(before)

@@ -113,12 +113,12 @@ def indexes_a_list(time, output, state, carried):
 
 
 def appends(time, output, state, carried):
-    LOG.append(1)
+    LOG.append(output)
     return output[:, :D]
 
 
 def counts(time, output, state, carried):
-    CALLS["count"] += 1
+    CALLS["count"] = CALLS["count"] + 1  # it is read
     return output[:, :D]
 
 
@@ -159,7 +159,7 @@ class Counter:
         self.count = 0
 
     def step(self, output):
-        self.count += 1
+        self.count = self.count + 1
         return output[:, :D]
 
 
@@ -174,10 +174,10 @@ REFUSALS = {
     branches: ("decides in Python on a tensor's value", "use torch.where or torch.cond", "# the branch"),
     converts: ("turns a tensor into Python numbers", "keep it a tensor", "float(output.max())"),
     indexes_a_list: ("uses a tensor as a Python index", "torch.stack(items)[time]", "[time % 2]"),
-    appends: ("LOG", "carry it in the state or loop_state", "LOG.append(1)"),
-    counts: ("CALLS", "carry it in the state or loop_state", 'CALLS["count"] += 1'),
+    appends: ("LOG", "carry it in the state or loop_state", "LOG.append(output)"),
+    counts: ("CALLS", "carry it in the state or loop_state", 'CALLS["count"] + 1'),
     rebinds: ("global `LAST`", "carry it in the state or loop_state", "LAST = time"),
-    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count += 1"),
+    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count = self.count + 1"),
     prints: ("calls print", "leave it out", 'print("step")'),
     nests: ("runs a loop of its own", "number of steps is not known", "raw_rnn(nn.GRUCell(D, H), inner)"),
     draws_from_a_generator: ("draws from a torch.Generator", "leave `generator` out", "torch.rand("),

@@ -348,13 +348,26 @@ def test_side_effect(made):
     x, seen = made["x"], []
 
     def read(time):
-        seen.append(1)
+        seen.append(time)
         return x[time]
 
     loop_fn = sequence(made, read)
     found = refused(made["cell"], loop_fn)
     assert "seen" in found["reason"]
     assert "loop_state" in found["instead"]
+
+
+def test_a_count(made):
+    x, calls = made["x"], 0
+
+    def read(time):
+        nonlocal calls
+        calls += 1
+        return x[time]
+
+    explanation = explain(made["cell"], sequence(made, read))
+    assert explanation.as_dict()["step"]["counts"] == ["read changes nonlocal `calls`, where it is called: at time 0 and not at every step"]
+    assert "nonlocal `calls`, where it is called" in " ".join(str(explanation).split())
 
 
 def test_print(made):

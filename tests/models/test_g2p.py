@@ -151,7 +151,7 @@ def test_bad_arguments(model, words, options, error, message):
 
 
 def test_a_backend_that_cannot_run(model, monkeypatch):
-    monkeypatch.setattr("fusedrnn.executors.unavailable", lambda backend: "not on a Sunday")
+    monkeypatch.setattr("fusedrnn.executors.backends.unavailable", lambda backend: "not on a Sunday")
     with pytest.raises(PlanError, match="not on a Sunday"):
         model(["a"], backend="persistent")
 

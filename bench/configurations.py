@@ -1,0 +1,126 @@
+"""What fusedrnn ships kernels for. In: nothing; out: a list of cells, sizes and dtypes, and the loop of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+import fusedrnn
+from fusedrnn import feedback
+
+STEPS = 12  # of a sequence, or at most of a decode: no kernel depends on it
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One loop.
+
+    Attributes:
+        cell: "lstm", "gru" (reset after the product, torch's), "gru before" (TensorFlow's), "rnn", "g2p encoder" or "g2p decoder".
+        H: hidden size; inputs are as wide.
+        B: rows.
+        dtype: of weights, inputs and state.
+        V: size of the vocabulary of a greedy decode; None: inputs are read from a sequence.
+        precision: of float32 products: "hilo" (in full) or "tf32".
+    """
+
+    cell: str
+    H: int
+    B: int
+    dtype: str = "bfloat16"
+    V: int | None = None
+    precision: str = "hilo"
+
+    @property
+    def feedback(self) -> str:
+        return "greedy" if self.V or self.cell == "g2p decoder" else "sequence"
+
+    @property
+    def is_half(self) -> bool:
+        return self.dtype in ("bfloat16", "float16")
+
+    def __str__(self) -> str:
+        dtype = "tf32" if self.dtype == "float32" and self.precision == "tf32" else self.dtype
+        return f"{self.cell} H={self.H} B={self.B}{f' V={self.V}' if self.V else ''} {dtype}"
+
+    def loop(self) -> tuple[Any, Any]:
+        """Its cell, with random weights, and its loop_fn, on torch's default device."""
+        dtype, size, rows = getattr(torch, self.dtype), self.H, self.B
+        if self.cell.startswith("g2p"):
+            return _g2p(self.cell, rows, dtype)
+        cell = _CELLS[self.cell](size, size).to(dtype)
+        zeros = torch.zeros(rows, size, dtype=dtype)
+        state = (zeros, zeros) if self.cell == "lstm" else zeros
+        if self.V is None:
+            lengths = torch.arange(rows) % (STEPS + 1)
+            return cell, feedback.sequence(torch.randn(STEPS, rows, size, dtype=dtype), lengths, state)
+        embedding, project = nn.Embedding(self.V, size, dtype=dtype), nn.Linear(size, self.V, dtype=dtype)
+        return cell, feedback.greedy(embedding, project, 0, 1, state, STEPS)
+
+
+_CELLS: dict[str, Any] = {
+    "lstm": nn.LSTMCell,
+    "gru": nn.GRUCell,
+    "gru before": lambda inputs, hidden: fusedrnn.GRUCell(inputs, hidden, reset_after=False),
+    "rnn": nn.RNNCell,
+}
+
+
+def _g2p(part: str, rows: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The loops of the model as it hands them to `raw_rnn`."""
+    from fusedrnn.models import g2p
+
+    model = g2p.G2P().to(dtype)
+    with mock.patch.object(g2p, "raw_rnn", lambda cell, loop_fn, **_: (cell, loop_fn)):
+        if part == "g2p decoder":
+            return model._tokens(torch.zeros(rows, model.decoder.hidden_size, dtype=dtype), "auto")  # type: ignore[return-value]
+        graphemes, lengths = torch.zeros(STEPS, rows, dtype=torch.int64), torch.full((rows,), STEPS)
+        return model._encoded(graphemes, lengths, "auto")  # type: ignore[return-value]
+
+
+_SIZES, _ROWS = (64, 128, 256, 512, 768, 1024), (1, 8, 32, 64, 256)
+_G2P = {"g2p encoder": None, "g2p decoder": 74}
+
+
+def shipped() -> Iterator[Configuration]:
+    """Every configuration, the half precisions first."""
+    for cell in ("lstm", "gru", "gru before", "rnn"):
+        for size in _SIZES:
+            yield from (Configuration(cell, size, rows) for rows in _ROWS)
+        for size in (1536, 2048):
+            yield from (Configuration(cell, size, rows) for rows in (1, 32, 256))
+    for cell in ("lstm", "gru"):
+        for size in (128, 512, 1024):
+            yield from (Configuration(cell, size, rows, "float16") for rows in (1, 32, 256))
+    for cell, words in _G2P.items():
+        for dtype in ("bfloat16", "float16", "float32"):
+            yield from (Configuration(cell, 256, rows, dtype, words) for rows in (1, 16, 64, 256))
+    for size, words in ((512, 1000), (512, 8000), (1024, 8000)):
+        for cell in ("lstm", "gru"):
+            yield from (Configuration(cell, size, rows, V=words) for rows in (1, 8, 64))
+    for cell in ("lstm", "gru", "gru before", "rnn"):
+        for size in (*_SIZES, 1536, 2048):
+            yield from (Configuration(cell, size, rows, "float32") for rows in (1, 32))
+    for size in (128, 512, 1024):
+        yield from (Configuration("lstm", size, rows, "float32", precision="tf32") for rows in (1, 32))
+
+
+QUICK = [  # what continuous integration can afford: (compute capability, configuration)
+    (90, Configuration("lstm", 64, 8)),
+    (90, Configuration("lstm", 512, 32)),
+    (90, Configuration("lstm", 1024, 8)),
+    (90, Configuration("gru", 512, 32, "float16")),
+    (90, Configuration("gru before", 512, 8)),
+    (90, Configuration("rnn", 768, 1)),
+    (90, Configuration("g2p encoder", 256, 64)),
+    (90, Configuration("g2p decoder", 256, 64, V=74)),
+    (90, Configuration("lstm", 512, 8, V=1000)),
+    (90, Configuration("gru", 256, 32, "float32")),
+    (80, Configuration("lstm", 256, 8)),
+    (100, Configuration("gru", 512, 8)),
+]

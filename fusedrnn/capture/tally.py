@@ -1,0 +1,89 @@
+"""Python state that only counts. In: what tracing changed, and the code that a walk reached; out: whether a loop could tell it from before.
+
+A count of calls (``calls += 1``, ``log.append(1)``) changes no result of a loop: no code of the loop reads it but to change it by a
+constant. Such a loop is captured, as TensorFlow traces it, and the count goes on only where loop_fn is called. A change by anything else, a
+list of outputs say, may be what the user wants of the loop: it is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from .record import OBJECT, Walk
+
+_MOCK = "_mock_"  # of unittest.mock, which notes the calls that are made
+_GROWS = frozenset({"append", "add", "appendleft"})
+
+
+def only_counts(walk: Walk, kind: str, value: Any, name: str) -> bool:
+    """Whether all code that the walk reached changes a thing by constants and reads it for nothing else.
+
+    Args:
+        kind: of the snapshot's entry: "cell" and "names" are a variable, "attributes" and "slot" an attribute, others a container.
+        value: what holds it, or the container.
+        name: of the variable, of the attribute, or of the variable or attribute that holds the container.
+    """
+    if name.startswith(_MOCK):
+        return True
+    if walk.names is None:
+        return False  # the code may read attributes that it does not name
+    if kind in ("list", "set", "dict", "elements") and sum(how == OBJECT and met is value for how, met, _ in walk.facts) != 1:
+        return False  # it has another name
+    counts = 0
+    for what, _, expected in walk.facts:
+        if what == "function" and _names(expected[0], name):
+            tree = _tree(expected[0])
+            uses = [_is_count(use) for use in _uses(tree, name)] if tree is not None else []
+            if not uses or not all(uses):
+                return False
+            counts += len(uses)
+    return counts > 0  # else code that was not looked at changes it
+
+
+def _names(code: CodeType, name: str) -> bool:
+    """Whether a function, or one within it, uses a name that is not a local of its own, or takes an attribute of that name."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return name in code.co_freevars or name in code.co_names or any(_names(part, name) for part in inner)
+
+
+def _tree(code: CodeType) -> ast.AST | None:
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):  # made by exec, or a lambda amid an expression
+        return None
+
+
+def _uses(tree: ast.AST, name: str) -> Iterator[list[ast.AST]]:
+    """Every use of a name, as a variable or an attribute: the node and what it stands in, from inside out."""
+
+    def visit(node: ast.AST, above: list[ast.AST]) -> Iterator[list[ast.AST]]:
+        here = [node, *above]
+        if (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name):
+            yield here
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, here)
+
+    return visit(tree, [])
+
+
+def _is_count(use: list[ast.AST]) -> bool:
+    """Whether a use changes the thing by a constant and does nothing else."""
+    node, above = use[0], use[1:]
+    if isinstance(above[0], ast.Subscript) and above[0].value is node:
+        if not _is_constant(above[0].slice):
+            return False
+        node, above = above[0], above[1:]
+    if isinstance(above[0], ast.AugAssign):
+        return above[0].target is node and _is_constant(above[0].value)
+    if isinstance(above[0], ast.Attribute) and above[0].attr in _GROWS and isinstance(above[1], ast.Call) and above[1].func is above[0]:
+        return isinstance(above[2], ast.Expr) and not above[1].keywords and all(map(_is_constant, above[1].args))
+    return False
+
+
+def _is_constant(node: ast.AST) -> bool:
+    return all(isinstance(part, (ast.Constant, ast.UnaryOp, ast.unaryop)) for part in ast.walk(node))

@@ -1,0 +1,162 @@
+"""Python state that only counts does not keep a loop from being captured; state that could matter does."""
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import nn
+
+import fusedrnn
+from fusedrnn import PlanError, raw_rnn
+
+T, B, D, H = 6, 2, 3, 4
+CALLS = {"count": 0}
+
+
+class Counting:
+    """Counts its calls."""
+
+    def __init__(self, loop_fn):
+        self.calls, self.loop_fn = 0, loop_fn
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.loop_fn(*arguments)
+
+
+@pytest.fixture
+def program():
+    cell, x, h = nn.GRUCell(D, H), torch.randn(T, B, D), torch.zeros(B, H)
+    return cell, lambda time, output, state, _: (time >= T, x[time], h if output is None else state, output, None)
+
+
+def nonlocal_count(loop_fn):
+    calls = 0
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        return loop_fn(*arguments)
+
+    return counted, lambda: calls
+
+
+def list_item(loop_fn):
+    calls = [0]
+
+    def counted(*arguments):
+        calls[0] += 1
+        return loop_fn(*arguments)
+
+    return counted, lambda: calls[0]
+
+
+def list_append(loop_fn):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(None)
+        return loop_fn(*arguments)
+
+    return counted, lambda: len(calls)
+
+
+def global_dict(loop_fn):
+    CALLS["count"] = 0
+
+    def counted(*arguments):
+        CALLS["count"] += 1
+        return loop_fn(*arguments)
+
+    return counted, lambda: CALLS["count"]
+
+
+def attribute(loop_fn):
+    counted = Counting(loop_fn)
+    return counted, lambda: counted.calls
+
+
+def mock(loop_fn):
+    counted = Mock(side_effect=loop_fn)
+    return counted, lambda: counted.call_count
+
+
+@pytest.mark.parametrize("count", [nonlocal_count, list_item, list_append, global_dict, attribute, mock])
+@pytest.mark.parametrize("backend", ["stepwise", "native"])
+def test_counts_are_captured(program, count, backend):
+    cell, loop_fn = program
+    counted, calls = count(loop_fn)
+    with torch.no_grad():
+        result = raw_rnn(cell, counted, backend=backend)
+        assert result.executor == backend
+        assert 1 <= calls() <= 3  # it has six steps
+        torch.testing.assert_close(result[0].stack(), raw_rnn(cell, loop_fn, backend="reference")[0].stack())
+
+
+def appends_outputs(loop_fn):
+    seen = []
+
+    def kept(time, output, *more):
+        seen.append(output)
+        return loop_fn(time, output, *more)
+
+    return kept
+
+
+def reads_its_count(loop_fn):
+    calls = 0
+
+    def scaled(*arguments):
+        nonlocal calls
+        calls += 1
+        finished, inputs, *rest = loop_fn(*arguments)
+        return finished, inputs * min(calls, 3), *rest
+
+    return scaled
+
+
+def reads_it_elsewhere(loop_fn):
+    counted, _ = list_item(loop_fn)
+    calls = counted.__closure__[0].cell_contents
+
+    def scaled(*arguments):
+        finished, inputs, *rest = counted(*arguments)
+        return finished, inputs * min(calls[0], 3), *rest
+
+    return scaled
+
+
+def sums_up(loop_fn):
+    total = [0]
+
+    def summed(time, *more):
+        total[0] += time
+        return loop_fn(time, *more)
+
+    return summed
+
+
+def made_by_exec(loop_fn):
+    names = {"loop_fn": loop_fn}
+    exec("calls = [0]\ndef counted(*arguments):\n    calls[0] += 1\n    return loop_fn(*arguments)", names)
+    return names["counted"]
+
+
+@pytest.mark.parametrize("change", [appends_outputs, reads_its_count, reads_it_elsewhere, sums_up, made_by_exec])
+def test_what_could_matter_is_refused(program, change, monkeypatch):
+    cell, loop_fn = program
+    with torch.no_grad():
+        with pytest.raises(PlanError, match="loop_fn changes"):
+            raw_rnn(cell, change(loop_fn), backend="native")
+        monkeypatch.delenv("FUSEDRNN_BACKEND")
+        assert raw_rnn(cell, change(loop_fn)).executor == "reference"
+
+
+def test_a_compiled_loop_counts_too(program):
+    cell, loop_fn = program
+    counted, calls = nonlocal_count(loop_fn)
+    loop = fusedrnn.compile(cell, counted, backend="native")
+    with torch.no_grad():
+        for _ in range(3):
+            assert loop().executor == "native"
+    assert calls() <= 3 * 3

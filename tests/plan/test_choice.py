@@ -1,0 +1,66 @@
+"""Which plan is taken, by what compiling the plans gives."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fusedrnn.lowering.gpu.rule import Unlowered
+from fusedrnn.plan.choice import chosen
+
+LIMIT = 1000
+
+
+def plans(count):
+    return [SimpleNamespace(programs=8, batch_tile=16 << place) for place in range(count)]
+
+
+def choice(*found, **options):
+    """The choice among kernels (spill bytes, shared bytes) or what the compiler says, and how many of them were compiled."""
+    made, compiled = plans(len(found)), []
+
+    def compile_plan(plan):
+        compiled.append(plan)
+        numbers = found[made.index(plan)]
+        return numbers if isinstance(numbers, str) else SimpleNamespace(spill_bytes=numbers[0], shared_bytes=numbers[1])
+
+    taken = chosen(made, compile_plan, LIMIT, **options)
+    assert taken.plan is made[taken.place]
+    assert (taken.measured.spill_bytes, taken.measured.shared_bytes) == found[taken.place]
+    return taken, len(compiled)
+
+
+def test_the_first_that_fits_and_does_not_spill():
+    taken, compiled = choice((0, LIMIT), (0, 10))
+    assert (taken.place, compiled, taken.passed_over) == (0, 1, ())
+
+
+def test_spills_are_passed_over():
+    taken, compiled = choice((8, 10), (4, 10), (0, 10), (0, 10))
+    assert (taken.place, compiled) == (2, 3)
+    assert taken.passed_over == ("8 programs of 16 rows: spills 8 bytes a thread", "8 programs of 32 rows: spills 4 bytes a thread")
+
+
+def test_what_does_not_fit_or_compile_is_passed_over():
+    taken, _ = choice((0, LIMIT + 1), "the compiler refuses it", (0, LIMIT))
+    assert taken.place == 2
+    assert taken.passed_over == (
+        "8 programs of 16 rows: needs 1001 bytes of shared memory, there are 1000",
+        "8 programs of 32 rows: the compiler refuses it",
+    )
+
+
+def test_where_each_spills_the_least_is_taken_of_the_first_few_that_fit():
+    taken, compiled = choice((8, 10), (4, 10), (2, LIMIT + 1), (4, 10), (6, 10), (0, 10), most=4)
+    assert (taken.place, compiled) == (1, 5)
+    assert len(taken.passed_over) == 4
+    taken, compiled = choice((8, 10), (4, 10), (0, 10), most=2)
+    assert (taken.place, compiled) == (1, 2)
+    taken, compiled = choice((8, 10), (8, 10))
+    assert (taken.place, compiled) == (0, 2)
+
+
+def test_nothing_fits():
+    with pytest.raises(Unlowered, match=r"no layout's kernel fits: .*needs 1001 bytes.*; .*32 rows: the compiler refuses it"):
+        choice((0, LIMIT + 1), "the compiler refuses it")
+    with pytest.raises(Unlowered, match="there is none"):
+        chosen([], lambda plan: "no", LIMIT)
