@@ -73,7 +73,7 @@ def _times(loop: Loop, before: Callable[[], Any], calls: int) -> tuple[list[floa
     """Microseconds in Python and in C++ of each call, of this thread's own time: that others have its core does not count."""
     loop()
     assert loop._ready is not None
-    native = loop._ready.warm.native
+    native = loop._ready.warm.loop
     library = native.library
     timed: Any = _Timed(library)
     native.library = timed

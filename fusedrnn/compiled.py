@@ -16,8 +16,7 @@ from .cells.protocol import as_cell
 from .contract import Call, LoopFn
 from .errors import PlanError
 from .executors import captured
-from .executors.native_call import Bound
-from .executors.warm import Warm
+from .executors.warm import Bound, Warm
 from .result import Result
 
 
@@ -90,7 +89,7 @@ class Loop:
             if result is not None:
                 return result
         result = executors.execute(self.backend, self._call, compile_now=True)
-        if result.executor == "native" and self._ready is None:
+        if result.executor in ("native", "persistent") and self._ready is None:
             self._prepare(must=False)
         return result
 
@@ -118,9 +117,9 @@ class Loop:
         if refused is not None and must and backend != "auto":
             raise PlanError(refused.reason, refused.location) from refused
         self._ready = None
-        if isinstance(prepared, NotCapturable) or prepared.native is None:
+        if isinstance(prepared, NotCapturable) or prepared.loop is None:
             return
-        warm = Warm.made(self._call, prepared.begun, prepared.program, prepared.tensors, prepared.native)
+        warm = Warm.made(self._call, prepared.begun, prepared.program, prepared.tensors, prepared.loop)
         if warm is not None:
             self._ready = _Ready(Binder(closure.walk(self._call.cell, self.loop_fn), owned=True), warm)
 

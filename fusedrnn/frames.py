@@ -109,8 +109,15 @@ def running() -> Iterator[Frame]:
     # 32 bits that differ between the steps and call sites of the outer loop (Knuth's multiplicative hash).
     lineage = 0 if outer is None else ((outer.lineage * 31 + outer.time) * 2654435761 + outer.next_site() + 1) & 0xFFFFFFFF
     frame = Frame(lineage)
+    with within(frame):
+        yield frame
+
+
+@contextmanager
+def within(frame: Frame) -> Iterator[None]:
+    """A loop that began before goes on inside the block."""
     _stack.frames.append(frame)
     try:
-        yield frame
+        yield
     finally:
         _stack.frames.pop()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn import Loop, PlanError, feedback, raw_rnn
+from fusedrnn import Loop, PlanError, contract, feedback, raw_rnn
 from fusedrnn.kernels import gpu
 
 T, B, D, H = 6, 4, 3, 5
@@ -43,25 +43,32 @@ class Setting:
         assert result.truncated.equal(expected.truncated)
 
 
+@pytest.fixture(params=["native", "persistent"])
+def backend(request):
+    if request.param == "persistent" and not gpu.EMULATED:
+        pytest.skip("no kernel is emulated")
+    return request.param
+
+
 @torch.no_grad()
-def test_every_call_looks_at_its_tensors_anew():
-    s = Setting()
+def test_every_call_looks_at_its_tensors_anew(backend):
+    s = Setting(backend)
     for _ in range(3):
-        s.check()
+        s.check(backend)
     s.x.copy_(torch.randn(T, B, D))  # in place
-    s.check()
+    s.check(backend)
     s.x, s.h = torch.randn(T, B, D), torch.randn(B, H)  # other tensors
-    s.check()
+    s.check(backend)
     s.lengths = torch.tensor([1, 6, 6, 3])
-    s.check()
+    s.check(backend)
     s.h = torch.randn(8, 8)[:B, :H]  # another view of one memory
-    s.check()
+    s.check(backend)
     s.h = s.h._base.T[:B, :H]
-    s.check()
+    s.check(backend)
     s.cell.weight_hh.mul_(0.3)
-    s.check()
+    s.check(backend)
     s.cell.load_state_dict(nn.GRUCell(D, H).state_dict())
-    s.check()
+    s.check(backend)
 
 
 @torch.no_grad()
@@ -77,6 +84,19 @@ def test_what_changes_more_than_tensors():
     s.check("reference")
     s.lengths = torch.arange(B + 3)
     s.check()
+
+
+@torch.no_grad()
+def test_a_warm_call_runs_no_python_of_the_loop(backend, monkeypatch):
+    s = Setting(backend)
+    s.loop.warmup()
+    with monkeypatch.context() as patch:
+        patch.setattr(contract, "asked", None)  # who calls loop_fn
+        found = [s.loop() for _ in range(3)]
+    expected = raw_rnn(s.cell, s.loop_fn, backend="reference")[0].stack()
+    for result in found:
+        assert result.executor == backend
+        torch.testing.assert_close(result[0].stack(), expected)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ import torch
 from ..tensor_array import TensorArray
 from .kinds import class_of, is_parametrized
 from .places import ATTRIBUTE, CELL, DEFAULT, GLOBAL, ITEM, KEY, KEYWORD_DEFAULT, MEMBER, PART, RECEIVER, ROOT, SAME, SLOT, Place
-from .record import ELEMENTS, FLAT, OBJECT, SCALAR, TENSOR, TUPLE, Walk
+from .record import COUNT, ELEMENTS, FLAT, OBJECT, SCALAR, TENSOR, TUPLE, Walk
 from .scalars import flat_key, is_scalar, same, same_items
 from .values import array_digest
 
@@ -217,6 +217,8 @@ class _Source:
         elif now is None:
             if how == OBJECT:
                 self.object(value)
+        elif how == COUNT:
+            self.refuse(f"type({now}) is not {self.constant(type(value))}")
         elif how == SCALAR and value is not None and value is not True and value is not False:
             self.refuse(f"(x := {now}) is not {self.constant(value)} and not same(x, {self.constant(value)})")
         elif how == FLAT:
@@ -322,7 +324,7 @@ class _Source:
                 self.bind(cell, f"{found}.__closure__[{index}]")
 
 
-_VISITS = frozenset((SCALAR, FLAT, TENSOR, TUPLE, OBJECT, ELEMENTS))
+_VISITS = frozenset((SCALAR, FLAT, TENSOR, TUPLE, OBJECT, ELEMENTS, COUNT))
 _MISSING = object()
 
 

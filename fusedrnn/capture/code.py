@@ -24,6 +24,7 @@ _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_A
 _GLOBAL_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _ATTRIBUTE_WRITE = frozenset({"STORE_ATTR", "DELETE_ATTR"})
 _STORE = _GLOBAL_WRITE | _ATTRIBUTE_WRITE | {"STORE_DEREF", "DELETE_DEREF"}
+GROWS = frozenset({"append", "add", "appendleft"})  # methods by which a container may count
 _GENERATED = "@"  # no name that anyone can write: what pytest makes of an assert
 _SILENT = frozenset({"EXTENDED_ARG", "PUSH_NULL", "CACHE", "NOP", "PRECALL"})
 
@@ -56,12 +57,13 @@ class Code:
         uses: what is done with variables, by the variable.
         imports: the imports.
         stores: the line of the first assignment to each global, closed-over variable and attribute.
+        counts: it may change something by a constant.
         reflects: it may read attributes that it does not name.
         frames: the first name by which it may read variables that it does not name, or None.
     """
 
     __slots__ = (
-        "__weakref__", "attributes", "code_name", "file", "frames", "globals", "imports", "line", "reflects", "stores", "uses",
+        "__weakref__", "attributes", "code_name", "counts", "file", "frames", "globals", "imports", "line", "reflects", "stores", "uses",
         "written_attributes", "written_globals",
     )  # fmt: skip
 
@@ -75,12 +77,15 @@ class Code:
         self.stores: dict[str, int] = {}
         imports: list[Import] = []
         computed = False
+        self.counts = False
         for part in _nested(code):
             root, chain, line = None, [], 0
             before: list[object] = [None, None]
             instructions = [instruction for instruction in dis.get_instructions(part) if instruction.opname not in _SILENT]
             for place, instruction in enumerate(instructions):
                 name, operand = instruction.opname, instruction.argval
+                if (name == "BINARY_OP" and instruction.argrepr.endswith("=")) or (name in _ATTRIBUTE and operand in GROWS):
+                    self.counts = True
                 if name in _STORE:
                     self.stores.setdefault(operand, (instruction.positions and instruction.positions.lineno) or part.co_firstlineno)
                 if name in _ATTRIBUTE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,25 @@ _CONTRACT = ("forward", "output_size", "state_size", "zero_state", "parameters",
 MISSING = object()
 
 # What a visit found at its place, for the binder: how to tell that it is still that.
-SCALAR, FLAT, TENSOR, TUPLE, OBJECT, ELEMENTS = "scalar", "flat", "tensor", "tuple", "object", "elements"
+SCALAR, FLAT, TENSOR, TUPLE, OBJECT, ELEMENTS, COUNT = "scalar", "flat", "tensor", "tuple", "object", "elements", "count"
+
+
+class Changeable(NamedTuple):
+    """Something whose content does not count if all that code does is to change it by constants.
+
+    Attributes:
+        at: of the content, in the key.
+        fact: of the content.
+        kind, value, name: as `tally.only_counts` takes them.
+        instead: the fact that stands for the content then, if any.
+    """
+
+    at: int
+    fact: int
+    kind: str
+    value: Any
+    name: str
+    instead: tuple[str, Any, Any] | None
 
 
 class Same:
@@ -122,6 +140,7 @@ class Record:
         self.impure: impure.Impurity | None = None
         self.mutable: list[tuple[str, Any, Any, Place]] = []
         self.facts: list[tuple[str, Any, Any]] = []
+        self.changeable: list[Changeable] = []
         self.transforms = torch._C._functorch.peek_interpreter_stack() is not None
 
     def visit(self, value: Any, place: Place) -> None:

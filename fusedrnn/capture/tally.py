@@ -10,32 +10,44 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from types import CodeType
 from typing import Any
 
-from .record import OBJECT, Walk
+from . import code as codes
+from .record import OBJECT
 
 _MOCK = "_mock_"  # of unittest.mock, which notes the calls that are made
-_GROWS = frozenset({"append", "add", "appendleft"})
 
 
-def only_counts(walk: Walk, kind: str, value: Any, name: str) -> bool:
-    """Whether all code that the walk reached changes a thing by constants and reads it for nothing else.
+_CONTAINERS = frozenset({"container", "list", "set", "dict", "elements"})
+Facts = Sequence[tuple[str, Any, Any]]
+
+
+def counted(facts: Facts) -> set[str]:
+    """The names of what some function changes by constants and does nothing else with, maybe one of its own variables."""
+    return {name for what, _, expected in facts if what == "function" for name in _counted(expected[0])}
+
+
+def only_counts(facts: Facts, kind: str, value: Any, name: str, *, reflects: bool) -> bool:
+    """Whether all code that the walk reached only counts with a thing.
 
     Args:
-        kind: of the snapshot's entry: "cell" and "names" are a variable, "attributes" and "slot" an attribute, others a container.
-        value: what holds it, or the container.
-        name: of the variable, of the attribute, or of the variable or attribute that holds the container.
+        facts: the walk's.
+        kind: "container", or of the snapshot's entry: "list", "set", "dict" and "elements" are one, others a variable or an attribute.
+        value: the container, if it is one.
+        name: of the variable or attribute, or of the one that holds the container.
+        reflects: the code may read attributes that it does not name.
     """
     if name.startswith(_MOCK):
         return True
-    if walk.names is None:
-        return False  # the code may read attributes that it does not name
-    if kind in ("list", "set", "dict", "elements") and sum(how == OBJECT and met is value for how, met, _ in walk.facts) != 1:
+    if reflects:
+        return False
+    if kind in _CONTAINERS and sum(how == OBJECT and met is value for how, met, _ in facts) != 1:
         return False  # it has another name
     counts = 0
-    for what, _, expected in walk.facts:
+    for what, _, expected in facts:
         if what == "function" and _names(expected[0], name):
             tree = _tree(expected[0])
             uses = [_is_count(use) for use in _uses(tree, name)] if tree is not None else []
@@ -49,6 +61,29 @@ def _names(code: CodeType, name: str) -> bool:
     """Whether a function, or one within it, uses a name that is not a local of its own, or takes an attribute of that name."""
     inner = (part for part in code.co_consts if isinstance(part, CodeType))
     return name in code.co_freevars or name in code.co_names or any(_names(part, name) for part in inner)
+
+
+_known: weakref.WeakKeyDictionary[codes.Code, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def _counted(code: CodeType) -> frozenset[str]:
+    facts = codes.of(code)
+    if not facts.counts:
+        return frozenset()
+    found = _known.get(facts)
+    if found is None:
+        found = _known[facts] = _counted_now(code)
+    return found
+
+
+def _counted_now(code: CodeType) -> frozenset[str]:
+    tree = _tree(code)
+    uses: dict[str, list[bool]] = {}
+    for node in ast.walk(tree) if tree is not None else ():
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+        if name is not None and name not in uses:
+            uses[name] = [_is_count(use) for use in _uses(tree, name)]  # type: ignore[arg-type]
+    return frozenset(name for name, found in uses.items() if all(found))
 
 
 def _tree(code: CodeType) -> ast.AST | None:
@@ -80,7 +115,12 @@ def _is_count(use: list[ast.AST]) -> bool:
         node, above = above[0], above[1:]
     if isinstance(above[0], ast.AugAssign):
         return above[0].target is node and _is_constant(above[0].value)
-    if isinstance(above[0], ast.Attribute) and above[0].attr in _GROWS and isinstance(above[1], ast.Call) and above[1].func is above[0]:
+    if (
+        isinstance(above[0], ast.Attribute)
+        and above[0].attr in codes.GROWS
+        and isinstance(above[1], ast.Call)
+        and above[1].func is above[0]
+    ):
         return isinstance(above[2], ast.Expr) and not above[1].keywords and all(map(_is_constant, above[1].args))
     return False
 

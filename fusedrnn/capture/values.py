@@ -15,11 +15,12 @@ import torch
 
 from . import places
 from .kinds import class_of
-from .places import ATTRIBUTE, ITEM, KEY, PART, SAME, Place
-from .record import ELEMENTS, FLAT, OBJECT, SCALAR, TENSOR, TUPLE, Record, Same
+from .places import ATTRIBUTE, CELL, GLOBAL, ITEM, KEY, PART, SAME, SLOT, Place
+from .record import COUNT, ELEMENTS, FLAT, OBJECT, SCALAR, TENSOR, TUPLE, Changeable, Record, Same
 from .scalars import flat_key, scalar_key
 
 _MOST_BYTES = 1 << 20  # of a numpy array
+_VARIABLES = (CELL, GLOBAL, ATTRIBUTE, SLOT)
 
 
 class Values(Record):
@@ -28,6 +29,12 @@ class Values(Record):
     def of_scalar(self, value: Any, place: Place) -> None:
         self.key += (type(value), scalar_key(value))
         self.facts.append((SCALAR, value, place))
+        if place[1] in _VARIABLES and (type(value) is int or type(value) is float):
+            self._changeable("variable", value, str(place[2]), (COUNT, value, place))
+
+    def _changeable(self, kind: str, value: Any, name: str, instead: tuple[str, Any, Any] | None) -> None:
+        """What was last added to the key, and the last fact, are a content that code may only change."""
+        self.changeable.append(Changeable(len(self.key) - 1, len(self.facts) - 1, kind, value, name, instead))
 
     def of_singleton(self, value: Any, place: Place) -> None:
         self.key.append(Same(value))
@@ -138,6 +145,7 @@ class Values(Record):
         if flat is not None:
             self.key.append(flat)
             self.facts.append(("items", value, tuple(items)))
+            self._changeable("container", value, str(place[2]), None)
             return
         self.key.append(len(items))
         ordered = class_of(type(value)).layout in (list, deque)
@@ -172,6 +180,7 @@ class Values(Record):
         if values is not None:
             self.key += (flat, values)
             self.facts.append(("values", value, tuple([entry for _, entry in entries])))
+            self._changeable("container", value, str(place[2]), None)
             return
         self.key += (len(entries), flat)
         for key, entry in entries:

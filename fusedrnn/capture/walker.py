@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from . import impure, places
+from . import impure, places, tally
 from .functions import Functions
 from .kinds import class_of
 from .modules import Modules
@@ -54,10 +54,25 @@ class Walker(Values, Functions, Modules):
         except RecursionError:
             self._unknown("cell and loop_fn hold values that are nested too deeply")
         self._loggers()
+        self._leave_out_counts()
         return Walk(
             Key(tuple(self.key)), self.tensors, self.unknown, self.impure and self.impure.text, self.impure and self.impure.location,
             self.mutable, self.facts, self.watched, None if self.reflects else tuple(self.names),
         )  # fmt: skip
+
+    def _leave_out_counts(self) -> None:
+        """Counts change from call to call, and no program depends on them."""
+        if self.reflects or not self.changeable:
+            return
+        counted = tally.counted(self.facts)
+        if not counted:
+            return
+        facts = list(self.facts)
+        for found in reversed(self.changeable):
+            if found.name in counted and tally.only_counts(self.facts, found.kind, found.value, found.name, reflects=False):
+                self.key[found.at] = "count"
+                facts[found.fact : found.fact + 1] = [] if found.instead is None else [found.instead]
+        self.facts = facts
 
     def visit(self, value: Any, place: Place) -> None:
         handler = _HANDLERS.get(id(type(value)))

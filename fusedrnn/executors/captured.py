@@ -20,15 +20,15 @@ from ..frames import Frame
 from ..result import Result
 from . import native, persistent, reference, stepwise, warm
 from .backends import refuse_unavailable, unavailable
-from .native_call import Native
+from .warm import Compiled
 
 _COMPILING = 2.0  # seconds that compiling a loop takes, about: a program that has cost so much step by step is compiled
 
 
 def execute(backend: str, call: Call, *, compile_now: bool) -> Result:
     """As `fusedrnn.executors.execute`, for a backend that is not `reference` and a loop that may take a step."""
-    if backend in ("auto", "native"):
-        known = warm.run(call)
+    if backend != "stepwise":
+        known = warm.run(call, backend)
         if known is not None:
             return known
     refuse_unavailable(backend)
@@ -52,7 +52,7 @@ def execute(backend: str, call: Call, *, compile_now: bool) -> Result:
             if backend == "native":
                 return _native(call, frame, begun, program, tensors)
             if backend == "persistent":
-                return persistent.run(call, frame, begun, program, tensors)
+                return _persistent(call, frame, begun, program, tensors)
             return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
@@ -70,13 +70,13 @@ class Prepared:
     Attributes:
         begun: what time 0 settled.
         program, tensors: as `fusedrnn.capture.cache.captured` gives them.
-        native: the compiled loop; None where ``refused`` says why there is none.
+        loop: compiled; None where ``refused`` says why there is none.
     """
 
     begun: Start
     program: Program
     tensors: list[torch.Tensor]
-    native: Native | None
+    loop: Compiled | None
     refused: NotCapturable | None
 
 
@@ -93,7 +93,10 @@ def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
             return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}", place(error))
         reason: NotCapturable | None = None
         if backend == "persistent" or (backend == "auto" and begun.device.type == "cuda"):
-            reason = persistent.prepared(begun, program, tensors)
+            made = persistent.prepared(begun, program, tensors)
+            if not isinstance(made, NotCapturable):
+                return Prepared(begun, program, tensors, made, None)
+            reason = made
         elif backend in ("auto", "native"):
             with torch.no_grad():
                 reason = native_refusal(call, begun, program, tensors)
@@ -129,7 +132,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
     """On a GPU as a persistent kernel where that is possible, on a CPU natively where that is worth compiling, else step by step."""
     if begun.device.type == "cuda" and unavailable("persistent") is None:
         try:
-            return persistent.run(call, frame, begun, program, tensors)
+            return _persistent(call, frame, begun, program, tensors)
         except NotCapturable as error:
             fallback.note(error.reason, error.location, "stepwise", level=logging.INFO)
             if bool(begun.finished.all()):
@@ -151,7 +154,13 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
 
 def _native(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
     result = native.run(call, frame, begun, program, tensors)
-    warm.note(call, frame, begun, program, tensors)
+    warm.note(call, frame, begun, program, tensors, native.compiled(program))
+    return result
+
+
+def _persistent(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
+    result = persistent.run(call, frame, begun, program, tensors)
+    warm.note(call, frame, begun, program, tensors, persistent.kernel(program, begun.batch, begun.device))
     return result
 
 

@@ -15,7 +15,7 @@ import torch
 
 from ..capture.program import Program
 from ..capture.refusal import NotCapturable
-from ..contract import Call, Port, Start
+from ..contract import Call, Start
 from ..fallback import log
 from ..frames import Frame
 from ..kernels.cpu import build
@@ -24,7 +24,7 @@ from ..lowering.source import loop_source
 from ..result import Result
 from . import native_autograd, reference, stepwise
 from .native_call import Bound, End, Native, Sizes, packed
-from .outcome import outcome
+from .outcome import of_end
 from .prologue import Prologue
 
 _PATIENCE = 2.0  # seconds of compiling before a line says so
@@ -86,7 +86,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     ended = ended_with_gradients(bound.run, call, frame, begun, program, tensors)
     if ended is None:
         return reference.explain_fault(call, frame, begun, "native")
-    return result(call, begun, program.emits(begun.batch), ended)
+    return of_end(call, begun, program.emits(begun.batch), ended, "native")
 
 
 def ended_with_gradients(
@@ -97,22 +97,6 @@ def ended_with_gradients(
         sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
         return _with_gradients(loop, call, frame, begun, program, tensors, sources)
     return loop()
-
-
-def result(call: Call, begun: Start, emit_port: Port, ended: End, executor: str = "native") -> Result:
-    """What the loop returns."""
-    loop_state = None if begun.loop_state is None else ended.tree("loop_state")
-    return outcome(
-        call,
-        begun,
-        emit_port,
-        lambda place: ended.made["emit", place],
-        lambda: ended.lengths,
-        lambda: ended.finished,
-        ended.tree("state"),
-        loop_state,
-        executor,
-    )
 
 
 def needs_gradients(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:

@@ -18,11 +18,13 @@ from torch.utils._sympy.printers import PythonPrinter
 
 from ..capture.program import Program, Source
 from ..capture.sizes import expression
-from ..contract import Call, Start
+from ..contract import Call, Port, Start
 from ..lowering.source import LoopSource
 from ..optimise.bounds import bounds
 from ..optimise.graph import value
+from ..result import Result
 from ..tensor_array import TensorArray
+from .outcome import of_end
 from .prologue import Prologue
 
 _FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; then twice as many, and so on
@@ -33,7 +35,8 @@ _MOST_LAYOUTS = 64
 _MOST_GROUPS = 64  # as many as the C++ has room for
 _WORTH_SHARING = 1 << 18  # multiplications of a product that is worth a second thread, as in loop.h
 ENDLESS = 2**31 - 2  # times are int32
-_NONE: Mapping[int, torch.Tensor] = MappingProxyType({})
+Tokens = Mapping[int, torch.Tensor]
+NO_TOKENS: Tokens = MappingProxyType({})
 
 
 @dataclass
@@ -54,6 +57,20 @@ class Native:
     slot: dict[str, int]
     sizes: Sizes
     layouts: dict[tuple[int | None, ...], Layout] = field(default_factory=dict)
+    executor = "native"
+
+    @property
+    def embeddings(self) -> Mapping[int, int]:
+        """Of each input that is carried as a token the place of its embedding."""
+        return self.source.moved.embeddings
+
+    def looked_at(self, tokens: frozenset[int]) -> set[int]:
+        """The places of the closed-over tensors that others are made of, if the first tokens of these inputs are known."""
+        return self.prologue.looked_at(tokens)
+
+    def bound(self, program: Program, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None, tokens: Tokens) -> Bound:
+        """As `Bound`."""
+        return Bound(self, program, call, begun, tensors, seed, tokens)
 
     def layout(self, call: Call, batch: int) -> Layout:
         """That of a call with so many rows."""
@@ -267,7 +284,7 @@ class Bound:
         begun: Start,
         tensors: Sequence[torch.Tensor],
         seed: int | None,
-        tokens: Mapping[int, torch.Tensor] = _NONE,
+        tokens: Tokens = NO_TOKENS,
     ) -> None:
         self.native, self.program, self.begun = native, program, begun
         self._layout = layout = native.layout(call, begun.batch)
@@ -314,6 +331,11 @@ class Bound:
         self._alive.append(tensor)
         self._entries[entry] = tensor.data_ptr()
         return tensor
+
+    def result(self, call: Call, emit_port: Port) -> Result | None:
+        """What the loop returns; None where it fails or takes no step, which the slower way explains."""
+        ended = self.run()
+        return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "native")
 
     def run(self) -> End | None:
         """The loop; None where a row looked where there is nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from ..cells.protocol import parameters
 from ..contract import Call, Port, Start
 from ..result import Result
 from ..tensor_array import EmitArray
+
+if TYPE_CHECKING:
+    from .native_call import End
 
 
 def outcome(
@@ -61,6 +64,22 @@ def outcome(
     ]
     carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
     return Result(port.tree(arrays), begun.state_port.tree(state), carried, said, truncated, executor)
+
+
+def of_end(call: Call, begun: Start, emit_port: Port, ended: End, executor: str) -> Result:
+    """The result of a loop that has ended."""
+    loop_state = None if begun.loop_state is None else ended.tree("loop_state")
+    return outcome(
+        call,
+        begun,
+        emit_port,
+        lambda place: ended.made["emit", place],
+        lambda: ended.lengths,
+        lambda: ended.finished,
+        ended.tree("state"),
+        loop_state,
+        executor,
+    )
 
 
 def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:

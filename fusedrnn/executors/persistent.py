@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from .. import trees
 from ..capture.program import Program
 from ..capture.refusal import NotCapturable
 from ..contract import Call, Start
@@ -20,10 +18,10 @@ from ..lowering.gpu.source import kernel_source
 from ..lowering.operators import Unlowered as Undecomposed
 from ..result import Result
 from . import native, reference
-from .outcome import outcome
+from .outcome import of_end
 
 if TYPE_CHECKING:
-    from .persistent_call import Kernel, Launched
+    from .persistent_call import Kernel
 
 
 def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
@@ -62,15 +60,15 @@ def kernel(program: Program, batch: int, device: torch.device) -> Kernel:
     return found
 
 
-def prepared(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
-    """Make the kernel of a loop that is to be run; why there is none."""
+def prepared(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Kernel | NotCapturable:
+    """The kernel of a loop that is to be run, or why there is none."""
     refused = refusal(begun, program, tensors)
-    if refused is None:
-        try:
-            kernel(program, begun.batch, begun.device)
-        except NotCapturable as error:
-            refused = error
-    return refused
+    if refused is not None:
+        return refused
+    try:
+        return kernel(program, begun.batch, begun.device)
+    except NotCapturable as error:
+        return error
 
 
 def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Kernel:
@@ -114,25 +112,5 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
         if ended is None:
             return reference.explain_fault(call, frame, begun, "persistent")
-        return native.result(call, begun, program.emits(begun.batch), ended, "persistent")
-    return _under_way(bound.launch(), call, frame, begun, program)
-
-
-def _under_way(launched: Launched, call: Call, frame: Frame, begun: Start, program: Program) -> Result:
-    """The result of a loop that the device may still be running: who asks for emits or lengths waits, and learns then what went wrong."""
-
-    @cache
-    def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        ended = launched.end()
-        if ended is not None:
-            emits = [ended.made["emit", place] for place in range(len(program.emit_port.leaves))]
-            return emits, ended.lengths, ended.finished
-        result = reference.explain_fault(call, frame, begun, "persistent")
-        emits = [leaf.stack() for leaf in trees.flatten(result.emit_ta)[0]]
-        return emits, result.lengths, ~result.truncated
-
-    leaves = launched.leaves()
-    return outcome(
-        call, begun, program.emits(begun.batch), lambda place: made()[0][place], lambda: made()[1], lambda: made()[2],
-        leaves["state"], None if begun.loop_state is None else leaves["loop_state"], "persistent",
-    )  # fmt: skip
+        return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
+    return bound.launch().result(call, frame, program.emits(begun.batch))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._sympy.printers import PythonPrinter
 
+from .. import branches, frames, trees
 from ..capture import ops
 from ..capture.program import Program, Source
 from ..capture.sizes import expression
-from ..contract import Call, Start
+from ..contract import Call, Port, Start
+from ..frames import Frame
 from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
 from ..lowering.gpu.source import KernelSource
@@ -21,7 +24,10 @@ from ..lowering.gpu.step import Step
 from ..optimise.bounds import bounds
 from ..optimise.graph import output, value
 from ..plan.plan import Plan
-from .native_call import ENDLESS, End
+from ..result import Result
+from . import reference
+from .native_call import ENDLESS, NO_TOKENS, End, Tokens
+from .outcome import of_end, outcome
 from .prologue import Prologue
 
 _MOST_AHEAD = 1 << 28  # bytes of what is made ahead, and of emits, for one launch
@@ -40,7 +46,12 @@ class Kernel:
         plan: how it is laid out.
         source: the text.
         function: the kernel.
+
+    Attributes:
+        embeddings: of each input that is carried as a token the place of its embedding.
     """
+
+    executor = "persistent"
 
     def __init__(self, program: Program, plan: Plan, source: KernelSource, function: Any) -> None:
         self.program, self.plan, self.source, self.function = program, plan, source, function
@@ -62,6 +73,16 @@ class Kernel:
             for target, node, name in source.emits
         ]
         self.places = {name: program.symbols.get(name) for name in self._names}
+        self.embeddings: Mapping[int, int] = step.made.moved.embeddings
+
+    def looked_at(self, tokens: frozenset[int]) -> set[int]:
+        """The places of the closed-over tensors that others are made of, if the first tokens of these inputs are known."""
+        return self.prologue.looked_at(tokens)
+
+    def bound(self, program: Program, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None, tokens: Tokens) -> Bound:
+        """As `Bound`."""
+        assert program is self.program
+        return Bound(self, call, begun, tensors, seed, tokens)
 
     def _packed_node(self, graph: Graph, plan: Plan, tile: Any) -> Node:
         sharing = plan.schedule.sharing
@@ -157,25 +178,37 @@ def _numel(sizes: Sequence[int]) -> int:
 
 
 class Bound:
-    """A persistent loop and the tensors that it reads. Each `run` makes what it writes."""
+    """A persistent loop and the tensors that it reads. Each `run` makes what it writes.
 
-    def __init__(self, kernel: Kernel, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None) -> None:
+    Args, attributes: as of `fusedrnn.executors.native_call.Bound`.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        call: Call,
+        begun: Start,
+        tensors: Sequence[torch.Tensor],
+        seed: int | None,
+        tokens: Tokens = NO_TOKENS,
+    ) -> None:
         self.kernel, self.call, self.begun = kernel, call, begun
         self.symbols = {name: begun.batch if at is None else tensors[at[0]].shape[at[1]] for name, at in kernel.places.items()}
         device = begun.device
-        tokens = {}
-        for place, size in kernel.tables.items():
-            first = size(self.symbols)
-            tokens[place] = torch.arange(first, first + begun.batch, device=device)
+        first: dict[int, torch.Tensor] = {}
+        for place, size in kernel.tables.items():  # else what stands for the first inputs: the rows behind the table
+            rows = size(self.symbols)
+            first[place] = tokens[place] if place in tokens else torch.arange(rows, rows + begun.batch, device=device)
         self.leaves: dict[str, Any] = {
-            "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [], "token": tokens,
+            "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [], "token": first,
         }  # fmt: skip
-        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs)}
-        given |= {Source("initial token", place): leaf for place, leaf in tokens.items()}
+        given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs) if place not in tokens}
+        given |= {Source("initial token", place): leaf for place, leaf in first.items()}
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
-        found += kernel.prologue.tensors(tensors, frozenset(), lambda: given)
+        found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given)
+        self.copies = not all(tensor.is_contiguous() for _, tensor in found)
         self.before = {kernel.names[entry]: tensor.detach().contiguous() for entry, tensor in found}
         step = kernel.plan.schedule.step
         sunk = step.made.sunk
@@ -184,6 +217,13 @@ class Bound:
         }
         self.limit = ENDLESS if call.max_steps is None else call.max_steps
         self.bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
+
+    def result(self, call: Call, emit_port: Port) -> Result | None:
+        """What the loop returns; None where it fails or takes no step, which the slower way explains. On a GPU it may still be running."""
+        if self.begun.device.type != "cpu":
+            return self.launch().result(call, Frame(0), emit_port)
+        ended = self.run()
+        return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "persistent")
 
     def run(self) -> End | None:
         """The loop to its end, which the host waits for; None where a row looked where there is nothing.
@@ -296,6 +336,27 @@ class Launched:
             if entry.leaf.returned:
                 leaves[entry.leaf.source.kind][entry.leaf.source.place] = leaf
         return leaves
+
+    def result(self, call: Call, frame: Frame, emit_port: Port) -> Result:
+        """What the loop returns: who asks for emits or lengths waits for the device, and learns then what went wrong."""
+        begun = self.bound.begun
+
+        @cache
+        def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+            ended = self.end()
+            if ended is not None:
+                return [ended.made["emit", place] for place in range(len(emit_port.leaves))], ended.lengths, ended.finished
+            frame.past_end.clear()
+            with frames.within(frame), branches.taken():
+                result = reference.explain_fault(call, frame, begun, "persistent")
+                return [leaf.stack() for leaf in trees.leaves(result.emit_ta)], result.lengths, ~result.truncated
+
+        leaves = self.leaves()
+        loop_state = None if begun.loop_state is None else leaves["loop_state"]
+        return outcome(
+            call, begun, emit_port, lambda place: made()[0][place], lambda: made()[1], lambda: made()[2], leaves["state"], loop_state,
+            "persistent",
+        )  # fmt: skip
 
     def end(self) -> End | None:
         """What the loop leaves; the host waits for the device. None where a row looked where there is nothing.

@@ -6,9 +6,9 @@ Time 0 is captured too, so that what loop_fn returns there is computed from the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,11 +20,37 @@ from ..capture.sizes import Fits
 from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..result import Result
-from . import native
-from .native_call import Bound, Native
+from .native_call import End, Tokens
 
-_WORTH_CAPTURING = 32  # native runs of one batch size, after which the next ones are likely to pay for capturing time 0
-_MOST = 8  # batch sizes of one binder
+_WORTH_CAPTURING = 32  # compiled runs of one batch size, after which the next ones are likely to pay for capturing time 0
+_MOST = 8  # batch sizes and executors of one binder
+
+
+class Bound(Protocol):
+    """A compiled loop and the tensors of a call, as `fusedrnn.executors.native_call.Bound`."""
+
+    begun: Start
+    copies: bool
+
+    def run(self) -> End | None: ...
+
+    def result(self, call: Call, emit_port: Port) -> Result | None: ...
+
+
+class Compiled(Protocol):
+    """A program, compiled for one of the executors."""
+
+    @property
+    def executor(self) -> str: ...
+
+    @property
+    def embeddings(self) -> Mapping[int, int]: ...
+
+    def looked_at(self, tokens: frozenset[int]) -> set[int]: ...
+
+    def bound(
+        self, program: Program, call: Call, begun: Start, tensors: Sequence[torch.Tensor], seed: int | None, tokens: Tokens
+    ) -> Bound: ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +60,7 @@ class Warm:
     Attributes:
         first: time 0.
         begun: of the call that was prepared, without its leaves.
+        loop: the program, compiled.
         emit_port: of this batch size.
         needs_grad: some closed-over tensor requires a gradient.
         is_function: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
@@ -45,7 +72,7 @@ class Warm:
     first: First
     begun: Start
     program: Program
-    native: Native
+    loop: Compiled
     emit_port: Port
     needs_grad: bool
     is_function: bool
@@ -54,16 +81,17 @@ class Warm:
     checks: tuple[Fits, ...]
 
     @classmethod
-    def made(cls, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Native) -> Warm | None:
+    def made(cls, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Compiled) -> Warm | None:
         """None where time 0 cannot be captured."""
         surroundings = _surroundings(begun.device)
-        embeddings = compiled.source.moved.embeddings
+        waits = begun.device.type != "cpu"  # who looks at a value
+        embeddings = {} if waits else compiled.embeddings
 
         def trace(closed_over: list[torch.Tensor]) -> First:
             return capture_first(call, begun, closed_over, embeddings)
 
         first = None if surroundings is None else cache.unchanged_by(call, trace)
-        if first is None:
+        if first is None or (waits and any(target.kind == "past" for target in first.targets)):
             return None
         leaves: dict[str, Any] = {
             "inputs": [None] * len(begun.inputs), "state": [None] * len(begun.state),
@@ -75,7 +103,7 @@ class Warm:
         return cls(
             first, bare, program, compiled, program.emits(begun.batch), any(tensor.requires_grad for tensor in tensors),
             not draws and not any(tensor.is_inference() for tensor in tensors),
-            first.looked_at | compiled.prologue.looked_at(tokens), surroundings,
+            first.looked_at | compiled.looked_at(tokens), surroundings,
             tuple({check.__code__: check for check in (program.fits, first.fits)}.values()),  # most often one
         )  # fmt: skip
 
@@ -84,6 +112,11 @@ class Warm:
         if frames.current() is not None:
             return False
         return not (self.needs_grad and torch.is_grad_enabled()) and _surroundings(self.begun.device) == self.surroundings
+
+    def serves(self, backend: str) -> bool:
+        """Whether the backend would take this executor."""
+        suits = "native" if self.begun.device.type == "cpu" else "persistent"
+        return self.loop.executor == (suits if backend == "auto" else backend)
 
     def fits(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether it holds for these closed-over tensors."""
@@ -111,7 +144,7 @@ class Warm:
                 made[kind][place] = output
         tokens: dict[int, torch.Tensor] = made["token"]
         for place, token in tokens.items():
-            if not _within(token, tensors[self.native.source.moved.embeddings[place]]):
+            if not _within(token, tensors[self.loop.embeddings[place]]):
                 return None
         finished, past = made["finished"][0], made["past"][0]
         if (past is not None and bool(past.any())) or (program.draws and bool(finished.all())):
@@ -120,12 +153,12 @@ class Warm:
             begun.batch, begun.device, finished, made["inputs"], begun.inputs_port, made["state"], begun.state_port,
             None if begun.loop_state is None else made["loop_state"], begun.loop_state_port, begun.emit_port,
         )  # fmt: skip
-        return Bound(self.native, program, call, started, tensors, frame.seed if program.draws else None, tokens)  # type: ignore[arg-type]
+        seed: Any = frame.seed if program.draws else None
+        return self.loop.bound(program, call, started, tensors, seed, tokens)
 
     def run(self, call: Call, bound: Bound) -> Result | None:
-        """The loop; None where it fails or takes no step, which the slower way explains."""
-        ended = bound.run()
-        return None if ended is None or not ended.steps else native.result(call, bound.begun, self.emit_port, ended)
+        """What the loop returns; None where it fails or takes no step, which the slower way explains."""
+        return bound.result(call, self.emit_port)
 
 
 def _within(token: torch.Tensor, embedding: torch.Tensor) -> bool:
@@ -136,14 +169,14 @@ def _within(token: torch.Tensor, embedding: torch.Tensor) -> bool:
     return least.item() >= 0 and most.item() < len(embedding)
 
 
-def run(call: Call) -> Result | None:
-    """Run a loop that is known; None where it is not."""
+def run(call: Call, backend: str) -> Result | None:
+    """Run a loop that is known to the backend; None where it is not."""
     for binder in cache.binders(call):
         if binder.warm:
             tensors = binder(call.cell, call.loop_fn)
             if tensors is not None:
                 for warm in binder.warm:
-                    if warm.fits(tensors):
+                    if warm.serves(backend) and warm.fits(tensors):
                         if not warm.may_run():
                             return None
                         bound = warm.bound(call, tensors)
@@ -152,17 +185,18 @@ def run(call: Call) -> Result | None:
     return None
 
 
-def note(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> None:
-    """A loop has run natively: after some times its time 0 is captured."""
+def note(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor], compiled: Compiled) -> None:
+    """A compiled loop has run: after some times its time 0 is captured."""
     if frame.lineage:
         return
-    runs: Counter[int] = program.plans.setdefault("runs", Counter())
-    runs[begun.batch] += 1
-    if runs[begun.batch] != _WORTH_CAPTURING:
+    runs: Counter[tuple[str, int]] = program.plans.setdefault("runs", Counter())
+    kind = compiled.executor, begun.batch
+    runs[kind] += 1
+    if runs[kind] != _WORTH_CAPTURING:
         return
     for binder in cache.binders(call):
         if len(binder.warm) < _MOST and binder(call.cell, call.loop_fn) is not None:
-            warm = Warm.made(call, begun, program, tensors, native.compiled(program))
+            warm = Warm.made(call, begun, program, tensors, compiled)
             if warm is not None:
                 binder.warm = (*binder.warm, warm)
             return

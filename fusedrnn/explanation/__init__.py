@@ -235,7 +235,8 @@ def _persistent_refusal(begun: Start, program: Program | None, tensors: list[tor
     if begun.device.type == "cpu":  # emulated: what fits an H100 will do
         made = kernel(program, begun.batch, begun.device)
         return made if isinstance(made, Refusal) else _refused_place(persistent.refusal(begun, program, tensors))
-    return _refused_place(persistent.prepared(begun, program, tensors))
+    loop = persistent.prepared(begun, program, tensors)
+    return _refused_place(loop) if isinstance(loop, NotCapturable) else None
 
 
 def _refused_place(refused: NotCapturable | None) -> Refusal | None:

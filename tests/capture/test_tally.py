@@ -8,6 +8,7 @@ from torch import nn
 
 import fusedrnn
 from fusedrnn import PlanError, raw_rnn
+from fusedrnn.capture import cache
 
 T, B, D, H = 6, 2, 3, 4
 CALLS = {"count": 0}
@@ -91,6 +92,18 @@ def test_counts_are_captured(program, count, backend):
         assert result.executor == backend
         assert 1 <= calls() <= 3  # it has six steps
         torch.testing.assert_close(result[0].stack(), raw_rnn(cell, loop_fn, backend="reference")[0].stack())
+
+
+@pytest.mark.parametrize("count", [nonlocal_count, list_item, list_append, global_dict, attribute])
+def test_what_has_been_counted_makes_no_new_program(program, count):
+    cell, loop_fn = program
+    counted, calls = count(loop_fn)
+    cache.clear()
+    with torch.no_grad():
+        for runs in range(1, 5):
+            raw_rnn(cell, counted, backend="stepwise")
+            assert cache.size() == 1
+            assert calls() <= 2 + runs  # time 0 of each, and the capture
 
 
 def appends_outputs(loop_fn):

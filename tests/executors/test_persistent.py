@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn import GRUCell, LSTMCell, PlanError, feedback
+from fusedrnn import GRUCell, LSTMCell, PlanError, branches, contract, feedback, frames
+from fusedrnn.capture import cache
+from fusedrnn.cells.protocol import as_cell
 from fusedrnn.executors import persistent, persistent_call
 from fusedrnn.kernels import gpu
 from fusedrnn.kernels.gpu import launch
@@ -328,6 +330,20 @@ def test_a_read_past_the_end_is_the_error_of_reference():
         told.append(str(error.value))
     assert told[0] == told[1]
     assert "time 5" in told[0]
+
+
+def test_a_fault_shows_when_the_host_asks():
+    """As on a GPU, where a loop is under way when it is returned."""
+    cell, loop_fn = reading(lengths=[7, 2, 0, 1])
+    call = contract.Call(as_cell(cell), loop_fn)
+    with torch.no_grad(), frames.running() as frame, branches.taken():
+        begun = contract.start(call, frame)
+        program, tensors = cache.captured(call, frame, begun)
+    kernel = persistent.kernel(program, begun.batch, begun.device)
+    result = persistent_call.Bound(kernel, call, begun, tensors, None).launch().result(call, frame, program.emits(begun.batch))
+    for ask in (lambda: result.lengths, result.emit_ta.stack, lambda: result.truncated):
+        with pytest.raises(IndexError, match="time 5"):
+            ask()
 
 
 def test_a_token_outside_of_the_embedding_is_the_error_of_reference():
