@@ -36,6 +36,9 @@ FLAGS = (
 )
 
 
+FLAGS_LINE = "// compile with "  # how a source may begin that asks for more of them
+
+
 class CompileError(RuntimeError):
     """No C++ compiler, or one that refused a source."""
 
@@ -70,7 +73,7 @@ def load(source: str, *, name: str) -> ctypes.CDLL:
     """Loads a source as a shared library, compiling it unless the cache folder holds it.
 
     Args:
-        source: C++17, which may include ``runtime.h``.
+        source: C++17, which may include ``runtime.h``, and may begin with `FLAGS_LINE` and flags.
         name: what the library's file begins with, for people who look into the folder; the source is kept beside it.
 
     Returns:
@@ -161,7 +164,9 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _run(command: str, source: Path, library: Path) -> None:
-    arguments = [*shlex.split(command), *FLAGS, f"-I{HERE}", str(source), "-o", str(library)]
+    first = source.read_text().partition("\n")[0]
+    more_flags = shlex.split(first.removeprefix(FLAGS_LINE)) if first.startswith(FLAGS_LINE) else []
+    arguments = [*shlex.split(command), *FLAGS, *more_flags, f"-I{HERE}", str(source), "-o", str(library)]
     done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = done.stderr.splitlines()

@@ -343,7 +343,8 @@ def differences(program: Program, backend: str) -> str:
     wrong = [] if lengths == my_lengths else [f"lengths {my_lengths} are not {lengths}"]
     for name, got, want in (("leaf", mine, leaves), ("gradient", my_gradients, gradients)):
         for place, (a, b) in enumerate(zip(got, want, strict=True)):
-            tolerance = None if a.dtype not in (torch.float64,) else (1e-9, 1e-11)
+            exact = "narrow" not in str(program)  # which rounds to float32, and may round the other way
+            tolerance = None if a.dtype not in (torch.float64,) else (1e-9, 1e-11) if exact else (1e-6, 1e-7)
             told = difference(a, b, tolerance)
             if told:
                 wrong.append(f"{name} {place}: {told}")
@@ -363,7 +364,7 @@ def test_a_random_program(seed):
 
 
 # Programs that once failed.
-FAILED: tuple[int, ...] = (114, 116)
+FAILED: tuple[int, ...] = (114, 116, 365, 381)
 
 
 @pytest.mark.parametrize("seed", FAILED)
