@@ -512,7 +512,7 @@ _NESTED = re.compile(r"for \(int64_t i\d+ = 0; i\d+ < \d+; \+\+i\d+\) \{\s+(?:#p
 
 
 def _compiled_with_care(text: str) -> str:
-    """The source with flags against a fault of GCC 12.2: it turns ``mask ? a : b`` in nested loops of few, known iterations into wrong code.
+    """The source with flags against a fault of GCC 12.2: it miscompiles ``mask ? a : b`` in nested loops of few, known iterations.
 
     Seen in two of 300 random programs, gone with the flag, which slows the products of such a program down by a quarter.
     """
