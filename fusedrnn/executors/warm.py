@@ -20,7 +20,7 @@ from ..capture.sizes import Fits
 from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..result import Result
-from .native_call import End, Tokens
+from .native_call import Tokens
 
 _WORTH_CAPTURING = 32  # compiled runs of one batch size, after which the next ones are likely to pay for capturing time 0
 _MOST = 8  # batch sizes and executors of one binder
@@ -31,8 +31,6 @@ class Bound(Protocol):
 
     begun: Start
     copies: bool
-
-    def run(self) -> End | None: ...
 
     def result(self, call: Call, emit_port: Port) -> Result | None: ...
 
