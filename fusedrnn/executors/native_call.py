@@ -32,6 +32,7 @@ _MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound i
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
 _MOST_LAYOUTS = 64
+_like, _CONTIGUOUS = torch.empty_like, torch.contiguous_format  # half the time of torch.empty
 _MOST_GROUPS = 64  # as many as the C++ has room for
 _WORTH_SHARING = 1 << 18  # multiplications of a product that is worth a second thread, as in loop.h
 ENDLESS = 2**31 - 2  # times are int32
@@ -135,14 +136,14 @@ class Sized(NamedTuple):
         symbols: (entry, number).
         tables: of an input carried as a token: the size of its embedding.
         bound: of the steps.
-        emits: (target, entry, shape of a step, dtype).
+        emits: (target, entry, shape of a step, dtype, a tensor of the shape of ``room`` steps without memory of its own).
         room: the steps to make room for: all that there may be, if that is not too much.
     """
 
     symbols: list[tuple[int, int]]
     tables: dict[int, int]
     bound: int
-    emits: list[tuple[tuple[str, int], int, tuple[int, ...], torch.dtype]]
+    emits: list[tuple[tuple[str, int], int, tuple[int, ...], torch.dtype, torch.Tensor]]
     room: int
 
 
@@ -194,12 +195,13 @@ class Layout:
         bound = min([self.limit, *[size(values) for size in sizes.bounds]])
         emits = [(target, entry, tuple([size(values) for size in step]), dtype) for target, entry, step, dtype in sizes.emits]
         bytes_a_step = sum(math.prod(shape) * dtype.itemsize for _, _, shape, dtype in emits)
+        room = bound if bound * bytes_a_step <= _MOST_ROOM or bound <= _FIRST_ROOM else _FIRST_ROOM
         return Sized(
             list(zip(self._symbols[0], [values[name] for name in self._symbols[1]], strict=True)),
             {place: size(values) for place, size in sizes.tables.items()},
             bound,
-            emits,
-            bound if bound * bytes_a_step <= _MOST_ROOM or bound <= _FIRST_ROOM else _FIRST_ROOM,
+            [(*emit, torch.empty(1, dtype=emit[-1]).expand(room, *emit[2])) for emit in emits],
+            room,
         )
 
 
@@ -209,17 +211,22 @@ class End:
 
     Attributes:
         steps: how many it took.
-        made: by target: all steps of each emit and write.
+        room: by target: each emit and write, ``steps`` of them and maybe what there was room for.
         leaves: the final leaves of the state and of loop_state, arrays as they were at the start.
         writes: the program's writes.
         flags: of the rows: whether they finished, and after how many steps; as memory, or as tensors ``[B]`` bool and int32.
     """
 
     steps: int
-    made: dict[tuple[str, int], torch.Tensor]
+    room: dict[tuple[str, int], torch.Tensor]
     leaves: dict[str, list[Any]]
     writes: Sequence[Any]
     flags: tuple[array[int] | torch.Tensor, array[int] | torch.Tensor]
+
+    @cached_property
+    def made(self) -> dict[tuple[str, int], torch.Tensor]:
+        """By target: all steps of each emit and write."""
+        return {target: emit[: self.steps] for target, emit in self.room.items()}
 
     @cached_property
     def finished(self) -> torch.Tensor:
@@ -232,6 +239,18 @@ class End:
         """``[B]`` int32."""
         lengths = self.flags[1]
         return lengths if isinstance(lengths, torch.Tensor) else torch.frombuffer(lengths, dtype=torch.int32)
+
+    def get_finished(self) -> torch.Tensor:
+        """As `finished`."""
+        return self.finished
+
+    def get_lengths(self) -> torch.Tensor:
+        """As `lengths`."""
+        return self.lengths
+
+    def emit(self, place: int) -> torch.Tensor:
+        """All steps of an emit."""
+        return self.made["emit", place]
 
     def tensors(self) -> list[torch.Tensor]:
         return [*self.made.values(), *[leaf for tree in self.leaves.values() for leaf in tree if isinstance(leaf, torch.Tensor)]]
@@ -343,7 +362,7 @@ class Bound:
         entries = self._entries[:]
         leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or ())}
         for kind, place, entry, like in self._returned:
-            last = leaves[kind][place] = torch.empty_like(like)  # half the time of torch.empty
+            last = leaves[kind][place] = _like(like)
             entries[entry] = last.data_ptr()
         flags = array("b", bytes(layout.batch)), array("i", bytes(4 * layout.batch))
         entries[layout.finished], entries[layout.lengths] = flags[0].buffer_info()[0], flags[1].buffer_info()[0]
@@ -353,8 +372,8 @@ class Bound:
         while status == 1:
             entries[layout.base], entries[layout.capacity] = base, room
             piece = []
-            for _, entry, shape, dtype in sized.emits:
-                emit = torch.empty((room, *shape), dtype=dtype)
+            for _, entry, shape, dtype, like in sized.emits:
+                emit = _like(like, memory_format=_CONTIGUOUS) if base == 0 else torch.empty((room, *shape), dtype=dtype)
                 entries[entry] = emit.data_ptr()
                 piece.append(emit)
             pieces.append(piece)
@@ -365,10 +384,10 @@ class Bound:
             return None
         steps = entries[layout.steps]
         whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-        made = {target: piece[:steps] for (target, _, _, _), piece in zip(sized.emits, whole, strict=True)}
-        ended = End(steps, made, leaves, self.program.writes, flags)
+        room_for = {emit[0]: piece for emit, piece in zip(sized.emits, whole, strict=True)}
+        ended = End(steps, room_for, leaves, self.program.writes, flags)
         for place in self._after:
-            made["emit", place] = self._made_after(place, made.pop(("stored", place)), ended.lengths)
+            room_for["emit", place] = self._made_after(place, room_for.pop(("stored", place))[:steps], ended.lengths)
         return ended
 
     def _made_after(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

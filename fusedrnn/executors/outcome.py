@@ -70,16 +70,8 @@ def of_end(call: Call, begun: Start, emit_port: Port, ended: End, executor: str)
     """The result of a loop that has ended."""
     loop_state = None if begun.loop_state is None else ended.tree("loop_state")
     return outcome(
-        call,
-        begun,
-        emit_port,
-        lambda place: ended.made["emit", place],
-        lambda: ended.lengths,
-        lambda: ended.finished,
-        ended.tree("state"),
-        loop_state,
-        executor,
-    )
+        call, begun, emit_port, ended.emit, ended.get_lengths, ended.get_finished, ended.tree("state"), loop_state, executor
+    )  # fmt: skip
 
 
 def _no_steps(call: Call, begun: Start, leaf: contract.Leaf) -> torch.Tensor:
