@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from .capture.refusal import NotCapturable
 from .cells.protocol import as_cell
 from .contract import Call, LoopFn
 from .errors import PlanError
-from .executors import captured
+from .executors import captured, operator
+from .executors.operator import Operand
 from .executors.warm import Bound, Warm
+from .kernels import device
 from .result import Result
 
 
@@ -44,7 +47,7 @@ class _Kept:
 
 
 _address, _stride = torch.Tensor.data_ptr, torch.Tensor.stride
-_shape = operator.attrgetter("shape")
+_shape = attrgetter("shape")
 
 
 @dataclass
@@ -54,11 +57,13 @@ class _Ready:
     Attributes:
         bind: gives the closed-over tensors, or None if the program may not fit them.
         warm: the loop; a call with another batch size prepares anew.
+        operand: the same for torch.compile.
         kept: the last call's.
     """
 
     bind: Binder
     warm: Warm
+    operand: Operand
     kept: _Kept | None = None
 
 
@@ -84,6 +89,8 @@ class Loop:
         Returns, raises: as `raw_rnn`.
         """
         ready = self._ready
+        if torch.compiler.is_compiling():
+            return self._traced(ready)
         if ready is not None:
             result = self._fast(ready)
             if result is not None:
@@ -110,7 +117,7 @@ class Loop:
 
     def _prepare(self, *, must: bool) -> None:
         backend = executors.choose(self.backend)
-        if backend == "reference":
+        if backend == "reference" or self._call.max_steps == 0:
             return
         prepared = captured.prepare(backend, self._call)
         refused = prepared if isinstance(prepared, NotCapturable) else prepared.refused
@@ -121,7 +128,17 @@ class Loop:
             return
         warm = Warm.made(self._call, prepared.begun, prepared.program, prepared.tensors, prepared.loop)
         if warm is not None:
-            self._ready = _Ready(Binder(closure.walk(self._call.cell, self.loop_fn), owned=True), warm)
+            binder = Binder(closure.walk(self._call.cell, self.loop_fn), owned=True)
+            self._ready = _Ready(binder, warm, Operand(self._call, warm))
+
+    def _traced(self, ready: _Ready | None) -> Result:
+        """A call that torch.compile or torch.export traces: one operator. Where that is not possible, a call that it does not look into."""
+        if ready is not None and ready.bind.traced is not None:
+            tensors = ready.bind.traced(self._call.cell, self.loop_fn)
+            if tensors is not None and ready.operand.suits(tensors):
+                made: list[torch.Tensor] = operator.loop(tensors, ready.operand.seed(), ready.operand.key)
+                return ready.operand.result(made)
+        return _untraced(self)
 
     def _fast(self, ready: _Ready) -> Result | None:
         """A call that finds everything as it was prepared; None where it does not."""
@@ -131,6 +148,8 @@ class Loop:
             self._ready = None  # something else than a tensor has changed
         if tensors is None or not warm.may_run():
             return None
+        if device.is_recording(warm.begun.device) and warm.fits(tensors):
+            return ready.operand.recorded(tensors)
         kept = ready.kept
         if kept is not None and kept.holds(tensors):
             return warm.run(self._call, kept.bound)
@@ -143,6 +162,11 @@ class Loop:
         if warm.is_function:
             ready.kept = _Kept(tensors, warm.looked_at, bound)
         return warm.run(self._call, bound)
+
+
+_untraced: Callable[[Loop], Result] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    Loop.__call__, reason="this loop is not prepared for what it closes over now: call its warmup() before torch.compile"
+)
 
 
 def compile(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int | None = None) -> Loop:

@@ -79,7 +79,7 @@ class Frame:
         return self._seed
 
     @seed.setter
-    def seed(self, seed: torch.Tensor) -> None:
+    def seed(self, seed: int | torch.Tensor) -> None:
         self._seed = seed
 
 

@@ -278,7 +278,7 @@ class EmitArray(TensorArray):
     def _bring(self) -> None:
         if self._fetch is not None:
             steps, self._fetch = self._fetch(), None
-            self._size = len(steps)
+            self._size = steps.shape[0] if isinstance(steps, torch.Tensor) else len(steps)  # a symbol while it is traced
             if isinstance(steps, torch.Tensor):
                 self._whole = steps
             else:

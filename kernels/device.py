@@ -68,3 +68,8 @@ def triton() -> Triton:
     except Exception as error:  # a broken install raises anything, from ImportError to OSError
         return Triton(None, f"{type(error).__name__}: {error}".splitlines()[0])
     return Triton(str(version), None)
+
+
+def is_recording(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

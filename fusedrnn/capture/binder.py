@@ -58,16 +58,20 @@ class Binder:
     Attributes:
         key: of the walk.
         warm: what is kept with it, for whoever runs what it finds.
+        traced: the same for torch.compile and torch.export, which trace it: there the tensors have no data and may have another class. None
+            where there is none.
     """
 
     def __init__(self, found: Walk, *, owned: bool) -> None:
         self.key: Hashable = found.key
         self.warm: tuple[Any, ...] = ()
+        self.traced: Bind | None = None
         self._bind: Bind | None = None
         if found.unknown is None and found.impure is None:
             try:
                 with torch._C.DisableTorchFunction():  # as in `walk`: a mode may say something else of a tensor
-                    self._bind = _Source(found, owned).function()
+                    source = _Source(found, owned)
+                    self._bind, self.traced = source.function(), source.traced_function() if owned else None
             except _Unreachable:
                 pass
 
@@ -100,6 +104,7 @@ class _Source:
         self.names: dict[int, str] = {}  # of constants, by identity
         self.variables: dict[int, str] = {}  # what is read anew, by the identity of what the walk found there
         self.distinct: list[str] = []
+        self.of_class: set[str] = set()  # the lines that look at the class of a tensor and whether it requires a gradient
         self.parts: dict[int, str] = {}  # the variables of tuples, by the identity of their place
         self.parents: dict[
             int, tuple[str, Any]
@@ -117,26 +122,35 @@ class _Source:
             else:
                 absent = frozenset(found.names) - watched.visited
                 self.refuse(f"not {self.constant(absent)}.isdisjoint({holder})")
-        # What were two things must not be one now.
         self.lines[f"found = [{', '.join(self.tensors.values())}]"] = None
-        if len(self.tensors) > 1:
-            self.refuse(f"len(set(map(id, found))) != {len(self.tensors)}")
-        if len(self.distinct) > 1:
-            self.refuse(f"len(set(map(id, ({', '.join(self.distinct)})))) != {len(self.distinct)}")
 
     def function(self) -> Bind:
-        body = "\n".join(f"            {line}" for line in self.lines)
-        text = (
+        two = []  # what were two things must not be one now
+        if len(self.tensors) > 1:
+            two.append(f"if len(set(map(id, found))) != {len(self.tensors)}: return None")
+        if len(self.distinct) > 1:
+            two.append(f"if len(set(map(id, ({', '.join(self.distinct)})))) != {len(self.distinct)}: return None")
+        body = "\n".join(f"            {line}" for line in (*self.lines, *two))
+        return self._made(
             "def bind(cell, loop_fn):\n    try:\n        with Quiet():\n            if stack() is not None:\n                return None\n"
             f"{body}\n            return found\n"
             "    except (AttributeError, IndexError, KeyError, TypeError, ValueError):\n        return None\n"
         )
+
+    def traced_function(self) -> Bind:
+        """What the tracer guards needs no line: which objects are the same, and the classes of the tensors."""
+        body = "\n".join(f"    {line}" for line in self.lines if line not in self.of_class)
+        return self._made(f"def bind(cell, loop_fn):\n{body}\n    return found\n")
+
+    def _made(self, text: str) -> Bind:
         exec(compile(text, "<fusedrnn binder>", "exec"), self.objects)
         bind: Bind = self.objects.pop("bind")
         return bind
 
-    def refuse(self, condition: str) -> None:
-        self.lines[f"if {condition}: return None"] = None
+    def refuse(self, condition: str) -> str:
+        line = f"if {condition}: return None"
+        self.lines[line] = None
+        return line
 
     def constant(self, value: Any) -> str:
         """The name of an object that the function holds."""
@@ -243,12 +257,12 @@ class _Source:
             return
         variable = self.tensors[id(value)] = f"t{len(self.tensors)}"
         self.lines[f"{variable} = {now}"] = None
+        of_class = f"type({variable}) is not {self.object(type(value))} or {variable}.requires_grad is not {value.requires_grad}"
+        self.of_class.add(self.refuse(of_class))
         wrong = [
-            f"type({variable}) is not {self.object(type(value))}",
             f"{variable}.dtype is not {self.constant(value.dtype)}",
             f"not {variable}.is_cpu" if value.is_cpu else f"{variable}.device != {self.constant(value.device)}",
             f"{variable}.ndim != {value.ndim}",
-            f"{variable}.requires_grad is not {value.requires_grad}",
             f"{variable}.layout is not {self.constant(value.layout)}",
         ]
         self.refuse(" or ".join(wrong))

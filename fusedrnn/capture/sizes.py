@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -11,11 +13,25 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 
 Fits = Callable[[int, Sequence[torch.Tensor]], bool]
+Size = Callable[[Mapping[str, int]], int]  # from the values of the symbols
 
 
 def expression(size: Any) -> sympy.Expr:
     """A size of a traced tensor as an expression of symbols and integers."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def function_of(size: Any) -> tuple[Size, list[str]]:
+    """A size as a function of the values of its symbols, and their names: sympy is too slow for every call."""
+    expr = size if isinstance(size, sympy.Expr) else expression(size)
+    if expr.is_Integer:
+        number = int(expr)
+        return lambda _: number, []
+    names = sorted(map(str, expr.free_symbols))
+    if expr.is_Symbol:
+        return operator.itemgetter(names[0]), names
+    function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}", {"math": math})
+    return lambda values: function(*[values[name] for name in names]), names
 
 
 def fits(
@@ -54,7 +70,7 @@ def fits(
         if expr != sympy.true and expr.free_symbols <= set(bound):
             checks.append(_printed(printer, expr, bound))
     body = "\n    ".join([*lines, f"return {' and '.join(checks)}"])
-    scope: dict[str, Any] = {"math": __import__("math")}
+    scope: dict[str, Any] = {"math": math}
     exec(f"def holds(batch, tensors):\n    {body}\n", scope)
     places = {str(symbol): _place(name) for symbol, name in bound.items() if name != "batch"}
     return scope["holds"], shape_env.simplify(expression(batch)), places

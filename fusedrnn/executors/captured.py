@@ -17,6 +17,7 @@ from ..capture.refusal import NotCapturable, place
 from ..contract import Call, Start
 from ..errors import PlanError
 from ..frames import Frame
+from ..kernels import device
 from ..result import Result
 from . import native, persistent, reference, stepwise, warm
 from .backends import refuse_unavailable, unavailable
@@ -34,6 +35,8 @@ def execute(backend: str, call: Call, *, compile_now: bool) -> Result:
     refuse_unavailable(backend)
     with frames.running() as frame, branches.taken(), reference.swapped(call):
         begun = contract.start(call, frame)
+        if device.is_recording(begun.device):
+            raise PlanError("a CUDA graph is being captured: prepare the loop before, with fusedrnn.compile(...).warmup() and one call")
         if _looks_at_flags(backend, begun) and bool(begun.finished.all()):
             return reference.run(call, frame, begun)
         try:

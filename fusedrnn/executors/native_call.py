@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-import operator
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import sympy
 import torch
-from torch.utils._sympy.printers import PythonPrinter
 
 from ..capture.program import Program, Source
-from ..capture.sizes import expression
+from ..capture.sizes import Size, function_of
 from ..contract import Call, Port, Start
 from ..lowering.source import LoopSource
 from ..optimise.bounds import bounds
@@ -84,9 +81,6 @@ class Native:
         return found
 
 
-Size = Callable[[Mapping[str, int]], int]  # from the values of the symbols
-
-
 class Sizes:
     """The sizes that a call has to know, as functions of the symbols: sympy is too slow for every call.
 
@@ -117,16 +111,9 @@ class Sizes:
         self.places = {name: program.symbols.get(name) for name in self._symbols}
 
     def _size(self, size: Any) -> Size:
-        expr = size if isinstance(size, sympy.Expr) else expression(size)
-        if expr.is_Integer:
-            number = int(expr)
-            return lambda _: number
-        names = sorted(map(str, expr.free_symbols))
+        function, names = function_of(size)
         self._symbols.update(names)
-        if expr.is_Symbol:
-            return operator.itemgetter(names[0])
-        function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}", {"math": math})
-        return lambda values: int(function(*[values[name] for name in names]))
+        return function
 
 
 class Sized(NamedTuple):
@@ -356,8 +343,8 @@ class Bound:
         ended = self.run()
         return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "native")
 
-    def run(self) -> End | None:
-        """The loop; None where a row looked where there is nothing."""
+    def run(self, steps: int | None = None) -> End | None:
+        """The loop; None where a row looked where there is nothing. That the steps are known does not help it."""
         layout, sized = self._layout, self._sized
         entries = self._entries[:]
         leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or ())}
@@ -382,12 +369,12 @@ class Bound:
             room = min(2 * room, layout.limit - base)
         if status == 2:
             return None
-        steps = entries[layout.steps]
+        taken = entries[layout.steps]
         whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
         room_for = {emit[0]: piece for emit, piece in zip(sized.emits, whole, strict=True)}
-        ended = End(steps, room_for, leaves, self.program.writes, flags)
+        ended = End(taken, room_for, leaves, self.program.writes, flags)
         for place in self._after:
-            room_for["emit", place] = self._made_after(place, room_for.pop(("stored", place))[:steps], ended.lengths)
+            room_for["emit", place] = self._made_after(place, room_for.pop(("stored", place))[:taken], ended.lengths)
         return ended
 
     def _made_after(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._sympy.printers import PythonPrinter
 
 from .. import branches, frames, trees
 from ..capture import ops
 from ..capture.program import Program, Source
-from ..capture.sizes import expression
+from ..capture.sizes import Size, function_of
 from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..kernels.gpu import launch
@@ -35,7 +34,6 @@ _WRITTEN = ("done_out", "lengths_out", "error")
 _FIRST_STEPS = 64  # of a launch where no bound on the steps is known; then twice as many, and so on
 
 Symbols = Mapping[str, int]
-Size = Callable[[Symbols], int]
 
 
 class Kernel:
@@ -65,7 +63,7 @@ class Kernel:
         self.names = list(entries.values())  # an entry of the prologue is the place of its name
         places = {node: self.names.index(name) for node, name in entries.items()}
         self.prologue = Prologue(module, step.made.program.sources, places, {}, lambda tensor: tensor)
-        self.sizes = {name: self.size(_Symbol(name)) for name in source.symbols}
+        self.sizes = {name: self.size(sympy.Symbol(name)) for name in source.symbols}
         self.tables = {place: self.size(size) for place, size in step.made.moved.tables.items()}
         self.bounds = [self.size(bound) for bound in bounds(program)]
         self.emits = [
@@ -96,22 +94,9 @@ class Kernel:
 
     def size(self, size: Any) -> Size:
         """A size as a function of the symbols."""
-        if isinstance(size, _Symbol):
-            self._names.add(size.name)
-            return lambda symbols: symbols[size.name]
-        expr = size if hasattr(size, "free_symbols") else expression(size)
-        if expr.is_Integer:
-            number = int(expr)
-            return lambda _: number
-        names = sorted(map(str, expr.free_symbols))
+        function, names = function_of(size)
         self._names.update(names)
-        function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}")
-        return lambda symbols: int(function(*[symbols[name] for name in names]))
-
-
-@dataclass(frozen=True)
-class _Symbol:
-    name: str
+        return function
 
 
 class _Ahead:
@@ -225,13 +210,17 @@ class Bound:
         ended = self.run()
         return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "persistent")
 
-    def run(self) -> End | None:
-        """The loop to its end, which the host waits for; None where a row looked where there is nothing.
+    def run(self, steps: int | None = None) -> End | None:
+        """The loop to its end; None where a row looked where there is nothing.
+
+        Args:
+            steps: how many there will be, if that is known: the host need not wait then, and a fault is asserted on the device.
 
         Raises:
             RuntimeError: programs waited for one another in vain.
         """
-        return self.launch().end()
+        launched = self.launch()
+        return launched.end() if steps is None or self.begun.device.type == "cpu" else launched.end_after(steps)
 
     def launch(self) -> Launched:
         """Start the loop. The host waits for nothing where a bound on the steps is known; else it looks at the flags after each launch."""
@@ -358,6 +347,15 @@ class Launched:
             "persistent",
         )  # fmt: skip
 
+    def end_after(self, steps: int) -> End:
+        """What the loop leaves after so many steps, which are known. The host waits for nothing: that something went wrong is asserted on
+        the device."""
+        torch._assert_async(
+            (self._error == 0).all(),
+            "a persistent kernel failed: a row that was not finished read past the end of an input, or its programs waited in vain",
+        )
+        return self._end(steps)
+
     def end(self) -> End | None:
         """What the loop leaves; the host waits for the device. None where a row looked where there is nothing.
 
@@ -369,7 +367,9 @@ class Launched:
             raise RuntimeError("the programs of a persistent kernel waited for one another in vain: its results are not to be used")
         if bad:
             return None
-        steps = int(self.lengths.max())
+        return self._end(int(self.lengths.max()))
+
+    def _end(self, steps: int) -> End:
         made = {}
         for place, (key, _, _, _) in enumerate(self.bound.kernel.emits):
             parts = [piece[place] for piece in self._pieces]

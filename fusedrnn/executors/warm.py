@@ -20,7 +20,7 @@ from ..capture.sizes import Fits
 from ..contract import Call, Port, Start
 from ..frames import Frame
 from ..result import Result
-from .native_call import Tokens
+from .native_call import End, Tokens
 
 _WORTH_CAPTURING = 32  # compiled runs of one batch size, after which the next ones are likely to pay for capturing time 0
 _MOST = 8  # batch sizes and executors of one binder
@@ -31,6 +31,8 @@ class Bound(Protocol):
 
     begun: Start
     copies: bool
+
+    def run(self, steps: int | None = None) -> End | None: ...
 
     def result(self, call: Call, emit_port: Port) -> Result | None: ...
 
@@ -63,6 +65,7 @@ class Warm:
         needs_grad: some closed-over tensor requires a gradient.
         is_function: what time 0 makes depends on the closed-over tensors alone, and they tell when they change.
         looked_at: the places of the closed-over tensors whose values count for what a call is bound to; of the others it takes addresses.
+        draws: it draws at random.
         surroundings: of the call that was prepared.
         checks: of the closed-over tensors: whether it holds for them.
     """
@@ -75,6 +78,7 @@ class Warm:
     needs_grad: bool
     is_function: bool
     looked_at: frozenset[int]
+    draws: bool
     surroundings: Hashable
     checks: tuple[Fits, ...]
 
@@ -101,7 +105,7 @@ class Warm:
         return cls(
             first, bare, program, compiled, program.emits(begun.batch), any(tensor.requires_grad for tensor in tensors),
             not draws and not any(tensor.is_inference() for tensor in tensors),
-            first.looked_at | compiled.looked_at(tokens), surroundings,
+            first.looked_at | compiled.looked_at(tokens), draws, surroundings,
             tuple({check.__code__: check for check in (program.fits, first.fits)}.values()),  # most often one
         )  # fmt: skip
 
@@ -122,8 +126,18 @@ class Warm:
 
     def bound(self, call: Call, tensors: Sequence[torch.Tensor]) -> Bound | None:
         """Time 0 with tensors that it fits; None where a row reads past an end, or where the loop draws and there is no step to take."""
-        begun, program, first = self.begun, self.program, self.first
         frame = Frame(0)
+        settle = torch.no_grad()(self.started) if torch.is_grad_enabled() else self.started
+        started = settle(tensors, frame)
+        if started is None or (self.program.draws and bool(started[0].finished.all())):
+            return None
+        seed: Any = frame.seed if self.program.draws else None
+        return self.loop.bound(self.program, call, started[0], tensors, seed, started[1])
+
+    def started(self, tensors: Sequence[torch.Tensor], frame: Frame) -> tuple[Start, Tokens] | None:
+        """What time 0 settles with tensors that it fits, and the tokens that stand for some of the inputs; None where a row reads past an
+        end."""
+        begun, first = self.begun, self.first
         made: dict[str, Any] = {
             "finished": [None], "past": [None], "token": {},
             "inputs": list(begun.inputs), "state": list(begun.state), "loop_state": list(begun.loop_state or ()),
@@ -131,8 +145,7 @@ class Warm:
         for (kind, place), known in first.known:
             made[kind][place] = tensors[known.place] if isinstance(known, Source) else known
         if first.run is not None:
-            run = torch.no_grad()(first.run) if torch.is_grad_enabled() else first.run
-            outputs = run(*[
+            outputs = first.run(*[
                 tensors[source.place] if source.kind == "tensor"
                 else begun.finished if source.kind == "finished"
                 else torch.tensor(frame.seed, dtype=torch.int64)
@@ -145,14 +158,13 @@ class Warm:
             if not _within(token, tensors[self.loop.embeddings[place]]):
                 return None
         finished, past = made["finished"][0], made["past"][0]
-        if (past is not None and bool(past.any())) or (program.draws and bool(finished.all())):
+        if past is not None and bool(past.any()):
             return None
         started = Start(
             begun.batch, begun.device, finished, made["inputs"], begun.inputs_port, made["state"], begun.state_port,
             None if begun.loop_state is None else made["loop_state"], begun.loop_state_port, begun.emit_port,
         )  # fmt: skip
-        seed: Any = frame.seed if program.draws else None
-        return self.loop.bound(program, call, started, tensors, seed, tokens)
+        return started, tokens
 
     def run(self, call: Call, bound: Bound) -> Result | None:
         """What the loop returns; None where it fails or takes no step, which the slower way explains."""

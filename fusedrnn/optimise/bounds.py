@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sympy
 import torch
 from torch.fx import Node
@@ -27,6 +29,32 @@ def bounds(program: Program) -> list[sympy.Expr]:
         for node in graph.nodes:
             if node.target is ops.read and node.args[1] is clock and not _is_conditional(node):
                 found.append(expression(value(node.args[0]).shape[node.args[2]]))
+    return found
+
+
+def exact(program: Program) -> list[sympy.Expr]:
+    """The times of which the first finishes every row, where nothing else finishes one: what is not finished at time 0 takes so many steps.
+    Empty where a row may finish at another time."""
+    graph = program.module.graph
+    by_source = dict(zip(program.sources, placeholders(graph), strict=True))
+    if Source("time") not in by_source:
+        return []
+    finished = dict(zip(program.targets, outputs(graph), strict=True))[Target("finished")]
+    found: list[sympy.Expr] = []
+    waiting: list[Any] = [finished]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, Node):
+            return []
+        if node.target in _OR:
+            waiting += node.args
+        elif node.target in _SAME:
+            waiting.append(node.args[0])
+        elif node is not by_source.get(Source("finished")):
+            times = _compared(node, by_source[Source("time")])
+            if not times:
+                return []
+            found += times
     return found
 
 
