@@ -39,7 +39,7 @@ def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torc
     if program is None:
         walk = closure.walk(call.cell, call.loop_fn)
         if walk.impure is not None:
-            raise NotCapturable(f"{walk.impure}, which a captured step would not repeat: leave it out", walk.location)
+            raise NotCapturable(f"{walk.impure}, which a captured step would not repeat: {walk.advice}", walk.location)
         tensors = walk.tensors
         key = None if walk.unknown else (walk.key, _signature(begun))
         program = _found(key, begun, tensors)

@@ -44,9 +44,12 @@ class Functions(Record):
             self.key += ("keywords", *keyword_defaults)
             for name, item in keyword_defaults.items():
                 self.visit(item, (place, KEYWORD_DEFAULT, name, keyword_defaults, value))
+        whose = function_whose(value)
+        who = places.function_label(value, place)
+        if whose is Whose.USER:
+            self.codes.append((who, names))
         if value.__closure__ is not None:
             self._cells(value, names, place)
-        whose = function_whose(value)
         if attributes and whose is Whose.USER:
             self.key.append("attributes")
             for name, item in attributes.items():
@@ -58,7 +61,7 @@ class Functions(Record):
             self.mutable.append(("attributes", attributes, None, place))
         # What stands at the top level of fusedrnn is as constant as torch; its closures may use names of their module.
         if whose is Whose.USER or (whose is Whose.OWN and "<locals>" in code.co_qualname):
-            self._code(value, names, whose, place)
+            self._code(value, names, whose, who, place)
         self.key.append("end")
 
     def _cells(self, function: FunctionType, names: Code, place: Place) -> None:
@@ -76,14 +79,11 @@ class Functions(Record):
             else:
                 self.visit(value, at)
 
-    def _code(self, function: FunctionType, names: Code, whose: Whose, place: Place) -> None:
+    def _code(self, function: FunctionType, names: Code, whose: Whose, who: str, place: Place) -> None:
         """The globals that a function names, and what it does with them."""
         self._reach(names)
-        who = places.function_label(function, place)
-        if whose is Whose.USER:
-            self.codes.append((who, names))
-            if names.frames is not None:
-                self._unknown(f"{who} uses {names.frames} ({names.file}:{names.line})")
+        if whose is Whose.USER and names.frames is not None:
+            self._unknown(f"{who} uses {names.frames} ({names.file}:{names.line})")
         variables = function.__globals__
         looked = self.looked.setdefault(id(variables), set())
         if names.globals or names.written_globals:
@@ -140,8 +140,9 @@ class Functions(Record):
             self.seen.setdefault(id(module), len(self.seen))
         self.key += (ModuleType, name if type(name) is str else None, self.seen[id(module)])
         whose = module_whose(name)
-        if name in impure.MODULES and self.impure is None and self.codes and self.codes[-1][1] is names:
-            self.impure = impure.of_module(self.codes[-1][0], name, variable, names)
+        if name in impure.MODULES and self.impure is None:
+            who = next((who for who, code in reversed(self.codes) if code is names), None)
+            self.impure = None if who is None else impure.of_module(who, name, variable, names)
         if whose is Whose.FIXED:
             return
         self.mutable.append(("names", entries, (*names.attributes, *names.written_attributes), (place, ATTRIBUTE, "", entries, None)))
@@ -177,16 +178,20 @@ class Functions(Record):
     def of_method(self, value: MethodType, place: Place) -> None:
         self.facts.append((OBJECT, value, place))
         self.key.append(MethodType)
-        if impure.name_of(value) is not None:
+        called = impure.name_of(value)
+        if called is not None:
             self.key.append(Same(value.__func__))
+            self.suspects.append((place, "calls", called))
             return
         self.visit(value.__func__, (place, SAME, "", None, None))
         self.visit(value.__self__, (place, RECEIVER, "", None, None))
 
     def of_builtin(self, value: Any, place: Place) -> None:
         self.facts.append((OBJECT, value, place))
-        receiver = getattr(value, "__self__", None)
-        if receiver is None or type(receiver) in (ModuleType, type) or impure.name_of(value) is not None:
+        receiver, called = getattr(value, "__self__", None), impure.name_of(value)
+        if called is not None:
+            self.suspects.append((place, "calls", called))
+        if receiver is None or type(receiver) in (ModuleType, type) or called is not None:
             self.key.append(value)
             return
         self.key += (type(value), value.__name__)

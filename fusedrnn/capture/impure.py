@@ -11,6 +11,7 @@ from types import BuiltinFunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .code import Code, Use
 
@@ -29,15 +30,33 @@ _READ = frozenset({"environ", "environb", "argv"})
 _SHARED = (random._inst, np.random.mtrand._rand)
 
 
+_RANDOM = ("random", "numpy.random", "secrets", "uuid")
+_STREAMS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator, torch.Generator)
+
+
 class Impurity(NamedTuple):
-    """A use: in words, and where."""
+    """A use: in words, where, and what to do instead."""
 
     text: str
     location: str
+    advice: str = "leave it out"
 
 
 def impurity(who: str, what: str, code: Code, line: int, does: str = "calls") -> Impurity:
-    return Impurity(f"{who} {does} {what} ({os.path.basename(code.file)}:{line})", f"{code.file}:{line}")
+    is_random = what.startswith(_RANDOM) or does == _DRAWS
+    advice = "use fusedrnn.random or torch.rand" if is_random else _INDEX if does == _ADVANCES else "leave it out"
+    return Impurity(f"{who} {does} {what} ({os.path.basename(code.file)}:{line})", f"{code.file}:{line}", advice)
+
+
+_DRAWS, _ADVANCES = "draws from", "advances"
+_INDEX = "put the elements into a tensor or TensorArray and read it at the time"
+
+
+def of_stream(value: Any) -> str | None:
+    """What is done with an object that gives something else each time it is asked; None for any other object."""
+    if isinstance(value, _STREAMS):
+        return _DRAWS
+    return _ADVANCES if any("__next__" in vars(cls) for cls in type(value).__mro__) else None
 
 
 def of_module(who: str, module: str, name: str, code: Code) -> Impurity | None:

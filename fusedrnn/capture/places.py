@@ -39,6 +39,16 @@ def expression(place: Place) -> str:
     return f"{expression(parent)}.{name}"
 
 
+def named(place: Place) -> str:
+    """The name by which code reaches a value: that of the variable or attribute that holds it, or what holds it."""
+    while place[0] is not None and not (place[1] in _NAMED and type(place[2]) is str):
+        place = place[0]
+    return str(place[2])
+
+
+_NAMED = (CELL, GLOBAL, ATTRIBUTE, MEMBER, SLOT, DEFAULT, KEYWORD_DEFAULT)
+
+
 def context(place: Place) -> tuple[str, str]:
     """Who holds the variable that the expression starts with, and what they do with it."""
     parent, step, name, _, owner = place

@@ -103,6 +103,7 @@ class Walk:
         unknown: why this cannot be cached: the object and where it is; None if all is known.
         impure: what the code does that tracing would do only once, such as ``loop_fn calls print (file.py:12)``, and None.
         location: the file and line of that.
+        advice: what to do instead.
         mutable: what a `Snapshot` copies: (kind, object, names, place).
         facts: in the order of the walk, each value that was looked at, (how, value, place), and what holds of it besides,
             (what, object, expected).
@@ -115,6 +116,7 @@ class Walk:
     unknown: str | None
     impure: str | None
     location: str | None
+    advice: str | None
     mutable: list[tuple[str, Any, Any, Place]] = field(repr=False)
     facts: list[tuple[str, Any, Any]] = field(repr=False)
     watched: list[Names] = field(repr=False)
@@ -134,7 +136,7 @@ class Record:
         self.members: dict[int, Names] = {}  # of classes, by identity
         self.looked: dict[int, set[str]] = {}  # names of globals and of modules
         self.codes: list[tuple[str, Code]] = []
-        self.loggers: list[tuple[str, Place]] = []
+        self.suspects: list[tuple[Place, str, str]] = []  # what is impure where some code uses it: a verb, and what
         self.reflects = False
         self.unknown: str | None = None
         self.impure: impure.Impurity | None = None
@@ -167,6 +169,9 @@ class Record:
     def _unknown_value(self, value: Any, place: Place) -> None:
         self.facts.append((OBJECT, value, place))
         self._unknown(places.holding(place, value))
+        does = impure.of_stream(value)
+        if does is not None:
+            self.suspects.append((place, does, f"`{places.expression(place)}` ({places.type_name(value)})"))
 
     def _impure(self, who: str, called: str, names: Code, variable: str) -> None:
         if self.impure is None:

@@ -95,7 +95,7 @@ class Values(Record):
     def of_logger(self, value: Any, place: Place) -> None:
         self.key += ("logger", object.__getattribute__(value, "__dict__").get("name"))
         self.facts.append((OBJECT, value, place))
-        self.loggers.append((str(place[2]), place))
+        self.suspects.append((place, "calls", ""))
 
     def of_tuple(self, value: Any, place: Place) -> None:
         plain = type(value) is tuple or type(value) is torch.Size

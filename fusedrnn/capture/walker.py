@@ -53,10 +53,11 @@ class Walker(Values, Functions, Modules):
             self._settle()
         except RecursionError:
             self._unknown("cell and loop_fn hold values that are nested too deeply")
-        self._loggers()
+        self._suspects()
         self._leave_out_counts()
+        found = self.impure
         return Walk(
-            Key(tuple(self.key)), self.tensors, self.unknown, self.impure and self.impure.text, self.impure and self.impure.location,
+            Key(tuple(self.key)), self.tensors, self.unknown, found and found.text, found and found.location, found and found.advice,
             self.mutable, self.facts, self.watched, None if self.reflects else tuple(self.names),
         )  # fmt: skip
 
@@ -80,15 +81,16 @@ class Walker(Values, Functions, Modules):
             handler = _BY_CATEGORY[class_of(type(value)).category]
         handler(self, value, place)
 
-    def _loggers(self) -> None:
-        """Loggers that some code reads: what it does with them is a call."""
-        for name, place in self.loggers:
+    def _suspects(self) -> None:
+        """What is impure by itself, where some code reads it: what it does with it is a call."""
+        for place, does, what in self.suspects:
+            name = places.named(place)
             for who, names in self.codes:
                 for root, uses in names.uses.items():
                     for use in uses:
                         if self.impure is None and (root == name or name in use.attributes):
                             shown = ".".join((root, *use.attributes)) if root == name or root == "self" else places.expression(place)
-                            self.impure = impure.impurity(who, shown, names, use.line)
+                            self.impure = impure.impurity(who, what or shown, names, use.line, does)
 
 
 _BY_CATEGORY: dict[str, Callable[[Walker, Any, Place], None]] = {

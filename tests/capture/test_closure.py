@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import itertools
 import logging
 import math
 import random
@@ -808,6 +809,78 @@ def test_impure(loop_fn, text):
     assert file == code.co_filename
     assert int(line) - code.co_firstlineno in (1, 2, 3)
     assert found.impure == f"{text} (test_closure.py:{line})"
+
+
+def after_a_helper(make):
+    """A loop_fn that names a function of the user's before it uses what is impure."""
+
+    def loop_fn(time, output, state, loop_state):
+        return helper(output) + make()
+
+    return loop_fn
+
+
+def drawn_in_a_closure():
+    import random as chance
+
+    def loop_fn(time, output, state, loop_state):
+        return helper(output) + chance.random()
+
+    return loop_fn
+
+
+def helper_then_module(time, output, state, loop_state):
+    return helper(output) + random.random()
+
+
+def stream_of(stream, use=next):
+    def loop_fn(time, output, state, loop_state):
+        return helper(output) + use(stream)
+
+    return loop_fn
+
+
+class Holder:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def loop_fn(self, time, output, state, loop_state):
+        return next(self.stream)
+
+
+@pytest.mark.parametrize(
+    ("loop_fn", "text", "advice"),
+    [
+        (helper_then_module, "loop_fn calls random.random", "use fusedrnn.random or torch.rand"),
+        (drawn_in_a_closure(), "loop_fn calls random.random", "use fusedrnn.random or torch.rand"),
+        (after_a_helper(random.random), "loop_fn calls random.random", "use fusedrnn.random or torch.rand"),
+        (after_a_helper(np.random.rand), "loop_fn calls numpy.random.rand", "use fusedrnn.random or torch.rand"),
+        (after_a_helper(functools.partial(random.gauss, 0, 1)), "loop_fn calls random.gauss", "use fusedrnn.random or torch.rand"),
+        (after_a_helper(time.time), "loop_fn calls time.time", "leave it out"),
+        (after_a_helper(print), "loop_fn calls print", "leave it out"),
+        (stream_of(random.Random(0)), "loop_fn draws from `stream` (random.Random)", "use fusedrnn.random or torch.rand"),
+        (
+            stream_of(np.random.default_rng(0)), "loop_fn draws from `stream` (numpy.random._generator.Generator)",
+            "use fusedrnn.random or torch.rand",
+        ),
+        (stream_of(torch.Generator()), "loop_fn draws from `stream` (torch._C.Generator)", "use fusedrnn.random or torch.rand"),
+        (stream_of(iter([1])), "loop_fn advances `stream` (list_iterator)", "put the elements into a tensor"),
+        (stream_of(x for x in [1]), "loop_fn advances `stream` (generator)", "put the elements into a tensor"),
+        (stream_of(itertools.count()), "loop_fn advances `stream` (itertools.count)", "put the elements into a tensor"),
+        (stream_of([zip([1], [2], strict=False)]), "loop_fn advances `stream[0]` (zip)", "put the elements into a tensor"),
+        (Holder(iter([1])).loop_fn, "loop_fn advances `self.stream` (list_iterator)", "put the elements into a tensor"),
+    ],
+)  # fmt: skip
+def test_what_gives_something_else_each_time(loop_fn, text, advice):
+    found = walk(CELL, loop_fn)
+    assert found.impure.startswith(f"{text} (test_closure.py:")
+    assert found.advice.startswith(advice)
+
+
+def test_a_stream_that_no_code_names_is_not_used():
+    cell = nn.GRUCell(2, 2)
+    cell.stream = random.Random(0)
+    assert walk(cell, closing(1)).impure is None
 
 
 def test_what_pytest_makes_of_an_assert_is_not_the_users():
