@@ -13,7 +13,6 @@ from . import executors
 from .capture import closure
 from .capture.closure import Binder
 from .capture.refusal import NotCapturable
-from .cells.protocol import as_cell
 from .contract import Call, LoopFn
 from .errors import PlanError
 from .executors import captured, operator
@@ -76,7 +75,7 @@ class Loop:
 
     def __init__(self, cell: Any, loop_fn: LoopFn, backend: str, max_steps: int | None) -> None:
         self.cell, self.loop_fn, self.backend = cell, loop_fn, backend
-        self._call = Call(as_cell(cell), loop_fn, max_steps=max_steps)
+        self._call = Call.checked(cell, loop_fn, max_steps=max_steps)
         self._ready: _Ready | None = None
 
     def __repr__(self) -> str:
@@ -183,9 +182,5 @@ def compile(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int
         TypeError, ValueError: as `raw_rnn` for these arguments.
         PlanError: this machine does not have the named backend.
     """
-    if not callable(loop_fn):
-        raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
-    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
-        raise ValueError(f"max_steps must be an int that is not negative, or None, got {max_steps!r}")
     executors.choose(backend)
     return Loop(cell, loop_fn, backend, max_steps)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import reads, trees
-from .cells.protocol import size_shape
+from .cells.protocol import as_cell, size_shape
 from .frames import Frame
 from .tensor_array import TensorArray
 from .trees import Tree
@@ -29,6 +29,31 @@ class Call:
     parallel_iterations: int | None = None
     swap_memory: bool = False
     max_steps: int | None = None
+
+    @classmethod
+    def checked(
+        cls, cell: Any, loop_fn: LoopFn, parallel_iterations: int | None = None, swap_memory: bool = False, max_steps: int | None = None
+    ) -> Call:  # fmt: skip
+        """Of the arguments as a user gave them.
+
+        Raises:
+            TypeError, ValueError: as `raw_rnn`.
+        """
+        called = as_cell(cell)
+        if not callable(loop_fn):
+            raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
+        ahead = _count("parallel_iterations", parallel_iterations, TypeError) or None  # TensorFlow raises TypeError
+        return cls(called, loop_fn, ahead, bool(swap_memory), _count("max_steps", max_steps, ValueError))
+
+
+def _count(name: str, value: int | None, negative: type[Exception]) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int or None, got {value!r}")
+    if value < 0:
+        raise negative(f"{name} must not be negative, got {value}")
+    return value
 
 
 class Leaf(NamedTuple):

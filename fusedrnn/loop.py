@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from . import executors
-from .cells.protocol import as_cell
 from .contract import Call, LoopFn
 from .result import Result
 
@@ -65,16 +64,7 @@ def raw_rnn(
         IndexError: a row that was not finished read past the end of an input.
         PlanError: the named backend cannot run this.
     """
-    called = as_cell(cell)
-    if not callable(loop_fn):
-        raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
-    call = Call(
-        called,
-        loop_fn,
-        _count("parallel_iterations", parallel_iterations, TypeError) or None,
-        bool(swap_memory),
-        _count("max_steps", max_steps, ValueError),
-    )
+    call = Call.checked(cell, loop_fn, parallel_iterations, swap_memory, max_steps)
     if scope is not None and not isinstance(scope, str):
         raise TypeError(f"scope must be a str or None, got {type(scope).__name__}")
     with torch.profiler.record_function(scope) if scope is not None and torch._C._autograd._profiler_enabled() else nullcontext():
@@ -84,13 +74,3 @@ def raw_rnn(
             execute = executors.execute
         result: Result = execute(backend, call)
         return result
-
-
-def _count(name: str, value: int | None, negative: type[Exception]) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int or None, got {value!r}")
-    if value < 0:
-        raise negative(f"{name} must not be negative, got {value}")
-    return value

@@ -151,7 +151,7 @@ def test_what_cannot_be_compiled(caplog, monkeypatch):
         fusedrnn.compile(cell, loop_fn, backend="persistent")
     with pytest.raises(TypeError, match="loop_fn must be callable, got int"):
         fusedrnn.compile(cell, 3)
-    with pytest.raises(ValueError, match="max_steps must be an int that is not negative"):
+    with pytest.raises(ValueError, match="max_steps must not be negative"):
         fusedrnn.compile(cell, loop_fn, max_steps=-1)
     with pytest.raises(TypeError, match="cell must be an RNNCell"):
         fusedrnn.compile(nn.GRU(D, H), loop_fn)

@@ -99,7 +99,7 @@ def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | Not
         before.restore()
     if changes and isinstance(program, Program):
         for change in changes:
-            if not tally.only_counts(walk.facts, change.kind, change.value, change.name, reflects=walk.names is None):
+            if not tally.only_counts(walk.facts, change.kind, change.value, change.name, change.place, reflects=walk.names is None):
                 return NotCapturable(
                     f"{change.text} at every step, which a captured step would not repeat: carry it in the state or loop_state",
                     _changed(change.name, walk) or _defined(call.loop_fn),

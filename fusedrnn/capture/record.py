@@ -31,7 +31,7 @@ class Changeable(NamedTuple):
     Attributes:
         at: of the content, in the key.
         fact: of the content.
-        kind, value, name: as `tally.only_counts` takes them.
+        kind, value, name, place: as `tally.only_counts` takes them.
         instead: the fact that stands for the content then, if any.
     """
 
@@ -40,6 +40,7 @@ class Changeable(NamedTuple):
     kind: str
     value: Any
     name: str
+    place: Place
     instead: tuple[str, Any, Any] | None
 
 

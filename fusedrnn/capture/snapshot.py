@@ -27,12 +27,17 @@ class Change(NamedTuple):
         text: a sentence: ``loop_fn changes `log` (list)``, ``loop_fn changes nonlocal `count` ``.
         kind, value: as in ``Walk.mutable``.
         name: the last one that leads to it.
+        place: where the walk found the variable or the container; None for an attribute.
     """
 
     text: str
     kind: str
     value: Any
     name: str
+    place: Place | None
+
+
+_HELD = ("cell", "names", "list", "set", "dict", "elements")
 
 
 class Snapshot:
@@ -62,7 +67,7 @@ class Snapshot:
             for what in _changed(kind, value, names, place, saved):
                 text = places.changing(place, what)
                 name = re.sub(r"\[.*", "", what.split("`")[1]).rpartition(".")[2]
-                found.setdefault(text, Change(text, kind, value, name))
+                found.setdefault(text, Change(text, kind, value, name, place if kind in _HELD else None))
         return list(found.values())
 
     def restore(self) -> None:

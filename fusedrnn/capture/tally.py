@@ -12,10 +12,11 @@ import inspect
 import textwrap
 import weakref
 from collections.abc import Iterator, Sequence
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from . import code as codes
+from .places import CELL, GLOBAL, Place
 from .record import OBJECT
 
 _MOCK = "_mock_"  # of unittest.mock, which notes the calls that are made
@@ -26,11 +27,11 @@ Facts = Sequence[tuple[str, Any, Any]]
 
 
 def counted(facts: Facts) -> set[str]:
-    """The names of what some function changes by constants and does nothing else with, maybe one of its own variables."""
+    """The names of what some function changes by constants, maybe one of its own variables."""
     return {name for what, _, expected in facts if what == "function" for name in _counted(expected[0])}
 
 
-def only_counts(facts: Facts, kind: str, value: Any, name: str, *, reflects: bool) -> bool:
+def only_counts(facts: Facts, kind: str, value: Any, name: str, place: Place | None, *, reflects: bool) -> bool:
     """Whether all code that the walk reached only counts with a thing.
 
     Args:
@@ -38,23 +39,34 @@ def only_counts(facts: Facts, kind: str, value: Any, name: str, *, reflects: boo
         kind: "container", or of the snapshot's entry: "list", "set", "dict" and "elements" are one, others a variable or an attribute.
         value: the container, if it is one.
         name: of the variable or attribute, or of the one that holds the container.
+        place: where the walk found the variable or the container; None for an attribute.
         reflects: the code may read attributes that it does not name.
     """
     if name.startswith(_MOCK):
         return True
-    if reflects:
+    variable = place is not None and place[1] in (CELL, GLOBAL)  # which no other code can reach, whatever its names are
+    if reflects and not variable:
         return False
     if kind in _CONTAINERS and sum(how == OBJECT and met is value for how, met, _ in facts) != 1:
         return False  # it has another name
     counts = 0
-    for what, _, expected in facts:
-        if what == "function" and _names(expected[0], name):
+    for what, function, expected in facts:
+        if what == "function" and (_reaches(function, name, place) if variable else _names(expected[0], name)):
             tree = _tree(expected[0])
-            uses = [_is_count(use) for use in _uses(tree, name)] if tree is not None else []
+            uses = [_is_count(use) for use in _uses(tree, name, attributes=not variable)] if tree is not None else []
             if not uses or not all(uses):
                 return False
             counts += len(uses)
     return counts > 0  # else code that was not looked at changes it
+
+
+def _reaches(function: FunctionType, name: str, place: Any) -> bool:
+    """Whether a function closes over a variable, or it is a global of its module that it names."""
+    _, step, _, holder, _ = place
+    if step == CELL:
+        return any(cell is holder for cell in function.__closure__ or ())
+    named = codes.of(function.__code__)
+    return function.__globals__ is holder and (name in named.globals or name in named.written_globals)
 
 
 def _names(code: CodeType, name: str) -> bool:
@@ -83,7 +95,7 @@ def _counted_now(code: CodeType) -> frozenset[str]:
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
         if name is not None and name not in uses:
             uses[name] = [_is_count(use) for use in _uses(tree, name)]  # type: ignore[arg-type]
-    return frozenset(name for name, found in uses.items() if all(found))
+    return frozenset(name for name, found in uses.items() if any(found))
 
 
 def _tree(code: CodeType) -> ast.AST | None:
@@ -93,12 +105,12 @@ def _tree(code: CodeType) -> ast.AST | None:
         return None
 
 
-def _uses(tree: ast.AST, name: str) -> Iterator[list[ast.AST]]:
+def _uses(tree: ast.AST, name: str, *, attributes: bool = True) -> Iterator[list[ast.AST]]:
     """Every use of a name, as a variable or an attribute: the node and what it stands in, from inside out."""
 
     def visit(node: ast.AST, above: list[ast.AST]) -> Iterator[list[ast.AST]]:
         here = [node, *above]
-        if (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name):
+        if (isinstance(node, ast.Name) and node.id == name) or (attributes and isinstance(node, ast.Attribute) and node.attr == name):
             yield here
         for child in ast.iter_child_nodes(node):
             yield from visit(child, here)
@@ -115,6 +127,12 @@ def _is_count(use: list[ast.AST]) -> bool:
         node, above = above[0], above[1:]
     if isinstance(above[0], ast.AugAssign):
         return above[0].target is node and _is_constant(above[0].value)
+    if isinstance(above[0], ast.BinOp):  # the right side of a = a + 1
+        above = above[1:]
+    if isinstance(above[0], ast.Assign):
+        (target, *others), made = above[0].targets, above[0].value
+        same = isinstance(made, ast.BinOp) and ast.unparse(made.left) == ast.unparse(target) == ast.unparse(node)
+        return same and not others and _is_constant(made.right)  # type: ignore[attr-defined]
     if (
         isinstance(above[0], ast.Attribute)
         and above[0].attr in codes.GROWS

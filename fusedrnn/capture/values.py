@@ -30,11 +30,11 @@ class Values(Record):
         self.key += (type(value), scalar_key(value))
         self.facts.append((SCALAR, value, place))
         if place[1] in _VARIABLES and (type(value) is int or type(value) is float):
-            self._changeable("variable", value, str(place[2]), (COUNT, value, place))
+            self._changeable("variable", value, place, (COUNT, value, place))
 
-    def _changeable(self, kind: str, value: Any, name: str, instead: tuple[str, Any, Any] | None) -> None:
+    def _changeable(self, kind: str, value: Any, place: Place, instead: tuple[str, Any, Any] | None) -> None:
         """What was last added to the key, and the last fact, are a content that code may only change."""
-        self.changeable.append(Changeable(len(self.key) - 1, len(self.facts) - 1, kind, value, name, instead))
+        self.changeable.append(Changeable(len(self.key) - 1, len(self.facts) - 1, kind, value, str(place[2]), place, instead))
 
     def of_singleton(self, value: Any, place: Place) -> None:
         self.key.append(Same(value))
@@ -145,7 +145,7 @@ class Values(Record):
         if flat is not None:
             self.key.append(flat)
             self.facts.append(("items", value, tuple(items)))
-            self._changeable("container", value, str(place[2]), None)
+            self._changeable("container", value, place, None)
             return
         self.key.append(len(items))
         ordered = class_of(type(value)).layout in (list, deque)
@@ -180,7 +180,7 @@ class Values(Record):
         if values is not None:
             self.key += (flat, values)
             self.facts.append(("values", value, tuple([entry for _, entry in entries])))
-            self._changeable("container", value, str(place[2]), None)
+            self._changeable("container", value, place, None)
             return
         self.key += (len(entries), flat)
         for key, entry in entries:

@@ -63,14 +63,16 @@ class Walker(Values, Functions, Modules):
 
     def _leave_out_counts(self) -> None:
         """Counts change from call to call, and no program depends on them."""
-        if self.reflects or not self.changeable:
+        if not self.changeable:
             return
         counted = tally.counted(self.facts)
         if not counted:
             return
         facts = list(self.facts)
         for found in reversed(self.changeable):
-            if found.name in counted and tally.only_counts(self.facts, found.kind, found.value, found.name, reflects=False):
+            if found.name in counted and tally.only_counts(
+                self.facts, found.kind, found.value, found.name, found.place, reflects=self.reflects
+            ):
                 self.key[found.at] = "count"
                 facts[found.fact : found.fact + 1] = [] if found.instead is None else [found.instead]
         self.facts = facts

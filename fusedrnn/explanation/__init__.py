@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,9 @@ from .. import branches, contract, executors, frames
 from ..capture import cache
 from ..capture.program import Program, Source
 from ..capture.refusal import NotCapturable, place
-from ..cells.protocol import as_cell
 from ..contract import Call, LoopFn, Start
 from ..errors import PlanError
-from ..executors import captured, persistent
+from ..executors import captured, persistent, reference
 from ..lowering.operators import Unlowered
 from ..lowering.source import LoopSource, loop_source
 from ..optimise.graph import copied, show
@@ -111,12 +110,10 @@ def explain(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int
         cell, loop_fn, backend, max_steps: as in `raw_rnn`.
 
     Raises:
-        TypeError, ValueError, IndexError: as `raw_rnn`, of what time 0 shows.
+        TypeError, ValueError, IndexError, and whatever the cell and loop_fn raise: as `raw_rnn`, of what the first step shows.
     """
     backend = executors.checked_backend(backend)
-    if not callable(loop_fn):
-        raise TypeError(f"loop_fn must be callable, got {type(loop_fn).__name__}")
-    call = Call(as_cell(cell), loop_fn, max_steps=max_steps)
+    call = Call.checked(cell, loop_fn, max_steps=max_steps)
     with _same_generator(), frames.running() as frame, branches.taken():
         begun = contract.start(call, frame)
         program: Program | None = None
@@ -128,6 +125,8 @@ def explain(cell: Any, loop_fn: LoopFn, *, backend: str = "auto", max_steps: int
         except NotCapturable as error:
             refused = _refusal(error.reason, error.location)
         except Exception as error:
+            frame.past_end.clear()
+            reference.run(replace(call, max_steps=1), frame, begun)  # what the loop itself does wrong is raised as the loop would
             first = (str(error).splitlines() or [""])[0]
             refused = _refusal(f"the step cannot be traced: {type(error).__name__}: {first}", place(error), split=False)
         return _explained(cell, call, backend, begun, program, tensors, refused)
@@ -202,13 +201,14 @@ def _choice(
         if unavailable is not None:
             others[name] = _split_at_semicolon(unavailable)
     if refused is not None:
-        for name in ("persistent", "native", "stepwise"):
-            others[name] = others[name] if name != "stepwise" and name in others else refused
+        others |= dict.fromkeys(("persistent", "native", "stepwise"), refused)
     elif "native" not in others:
         native = unlowered or _native_refusal(call, begun, program, tensors)
         if native is not None:
             others["native"] = native
-    if refused is None and "persistent" not in others:
+    if refused is None and begun.device.type == "cpu" and program and isinstance(kernel(program, begun.batch, begun.device), Refusal):
+        others["persistent"] = Refusal("there is no kernel for it: the last lines say why")
+    elif refused is None and "persistent" not in others:
         persistent = _persistent_refusal(begun, program, tensors)
         if persistent is not None:
             others["persistent"] = persistent
@@ -289,20 +289,24 @@ def _step(
     phases: list[Phase] | None = None
     ahead: list[Product] = []
     moved: dict[str, list[str]] = {}
+    after: list[Product] = []
     state = [(leaf.shape[1:], leaf.dtype) for leaf in program.state_port.leaves if leaf.shape]
+    emits = [((leaf.shape or ())[1:], leaf.dtype) for leaf in program.emit_port.leaves]
     if source is None:
-        outputs = zip((target.kind for target in program.targets), found.outputs.values(), strict=True)
-        costs = cost.cost(graph, program.sources, outputs, state, sizes)
+        costs = cost.cost(graph, program.sources, state, emits, sizes)
     else:
         names = Names(source.module.graph, source.program.sources, program, tensor_names)
         phases, ahead = cost.phases(source, names, sizes)
         moved = {how: lines for how, lines in vars(source.moved).items() if isinstance(lines, list) and lines}
         moved = _with_inputs_looked_up(moved, program, source)
-        targets = zip((target.kind for target in source.program.targets), source.stages.outputs, strict=True)
-        costs = cost.cost(source.module.graph, source.program.sources, targets, state, sizes)
+        after = cost.after(source, names, sizes)
+        if source.sunk.lines:
+            moved["sunk"] = source.sunk.lines
+        made_ahead = {product.node for product in source.stages.products if product.ahead}
+        costs = cost.cost(source.module.graph, source.program.sources, state, emits, sizes, made_ahead, after)
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
-        phases, ahead, found.draws, costs, kernel(program, begun.batch, begun.device), list(program.plans.get("counts", ())),
+        phases, ahead, after, found.draws, costs, kernel(program, begun.batch, begun.device), list(program.plans.get("counts", ())),
     )  # fmt: skip
 
 
@@ -315,8 +319,10 @@ def _with_inputs_looked_up(moved: dict[str, list[str]], program: Program, source
         if target.kind == "inputs" and target not in carried:
             token = any(other.kind == "token" and other.place == target.place for other in carried)
             name = names.source(Source("inputs", target.place))
-            lines.append(f"{name} is carried as a token, not as its embedding" if token else f"{name} is made in the step that needs it")
-    return {"looked up": lines, **moved} if lines else moved
+            lines.append(
+                f"{name} is carried as a token, not as its embedding" if token else f"{name} is not carried: each step makes its own"
+            )
+    return {"inputs": lines, **moved} if lines else moved
 
 
 def _rows(begun: Start, program: Program, source: LoopSource | None) -> Rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -63,15 +63,34 @@ def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase],
     return found, [p for _, p in made if p.ahead]
 
 
-def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]], state: Iterable[Any], sizes: Sizes) -> Cost | None:
+def after(source: LoopSource, names: Names, sizes: Sizes) -> list[Product]:
+    """The products of emits that are made after the loop. Their weights are named as in the graph of the step."""
+    named = {node.name: node for node in names.source_of}
+    found = []
+    for module in source.sunk.modules.values():
+        for node in module.graph.nodes:
+            if node.target in _PRODUCTS:
+                left, weight = node.args[-2:]
+                of_step = named.get(_matrix(weight).name)
+                text = names.text(weight) if of_step is None else names.text(of_step) + (".T" if _matrix(weight) is not weight else "")
+                (m, k), n = sizes.of(left), sizes.of(weight)[-1]
+                found.append(Product(m, k, n, text, False, location(node)))
+    return found
+
+
+def cost(
+    graph: Graph, sources: Iterable[Any], state: Iterable[Any], emits: Iterable[Any], sizes: Sizes, ahead: Collection[Node] = (),
+    later: Iterable[Product] = (),
+) -> Cost | None:  # fmt: skip
     """The cost of a graph; None where a size is not known.
 
     Args:
-        outputs: (kind, node) of what a step makes.
-        state: the sizes and dtypes of one row's carried state: (sizes, dtype).
+        state, emits: the sizes and dtypes of one row's carried state and emit: (sizes, dtype).
+        ahead: the products that are made for several steps at once.
+        later: those that are made after the loop.
     """
     invariant = made_of(graph, sources, INVARIANT)
-    products = elements = 0
+    products = elements = before = 0
     weights: dict[Node, int] = {}
     try:
         for node in graph.nodes:
@@ -79,18 +98,26 @@ def cost(graph: Graph, sources: Iterable[Any], outputs: Iterable[tuple[str, Any]
                 continue
             if node.target in _PRODUCTS:
                 left, right = node.args[-2:]
-                products += 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])
+                flops = 2 * _count(sizes.of(left)) * int(sizes.of(right)[-1])
+                products += flops
+                if node in ahead:
+                    before += flops
+                    continue
                 for operand in (left, right):
                     if operand in invariant and len(shape(operand)) == 2:
                         weights[_matrix(operand)] = _bytes(operand, sizes)
             elif is_elementwise(node) and any(size == sizes.batch for size in sizes.of(node)):
                 elements += _count(sizes.of(node))
-        emitted = sum(_bytes(node, sizes) for kind, node in outputs if kind == "emit")
-        carried = sum(_count(sizes.number(size) for size in dims) * dtype.itemsize for dims, dtype in state)
+        emitted, carried = (
+            sum(_count(sizes.number(size) for size in dims) * dtype.itemsize for dims, dtype in leaves) for leaves in (emits, state)
+        )
+        behind = sum(2 * int(product.m) * int(product.k) * int(product.n) for product in later)
     except ValueError:  # a size that is still a symbol
         return None
     batch = max(sizes.batch, 1)
-    return Cost(products // batch, elements // batch, sum(weights.values()), carried, emitted // batch)
+    return Cost(
+        (products + behind) // batch, before // batch, behind // batch, elements // batch, sum(weights.values()), carried, emitted
+    )  # fmt: skip
 
 
 def _matrix(node: Any) -> Node:

@@ -186,13 +186,15 @@ class Cost:
     """What a step costs, from shapes alone.
 
     Attributes:
-        product_flops: of products, per row and step: 2 K N each.
+        product_flops: of products, per row and step: 2 K N each; ``ahead_flops`` of them before the steps, ``after_flops`` after the loop.
         elementwise_flops: per row and step, one an element.
-        weight_bytes: of the matrices that a step reads.
+        weight_bytes: of the matrices that a step reads: not those of products made before or after.
         state_bytes, emit_bytes: per row.
     """
 
     product_flops: int
+    ahead_flops: int
+    after_flops: int
     elementwise_flops: int
     weight_bytes: int
     state_bytes: int
@@ -233,8 +235,8 @@ class Step:
 
     Attributes:
         phases: None where the step cannot be lowered.
-        ahead: products that are made for several steps at once.
-        moved: what waits for the loop no longer, by how: "hoisted", "folded", ...: a line each.
+        ahead, after: products that are made for several steps at once, and those of emits that are made after the loop, for all steps.
+        moved: what waits for the loop no longer, by how: "inputs", "hoisted", "folded", "sunk": a line each.
         counts: Python state that the step changes and nothing reads, a sentence each: it changes where loop_fn is called only.
         draws: how many places draw random numbers, all of them counter-based.
         cost: None where a size is not known.
@@ -249,6 +251,7 @@ class Step:
     moved: dict[str, list[str]]
     phases: list[Phase] | None
     ahead: list[Product]
+    after: list[Product]
     draws: int
     cost: Cost | None
     kernel: Kernel | Refusal

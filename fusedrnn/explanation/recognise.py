@@ -142,7 +142,9 @@ class Recognised:
         cone = self._cone(node, conditions=False)
         picks = {found for found in cone if found.target in _PICKS and self._kinds(self._cone(found)) & {"state", "inputs"}}
         kind, pick = self._kind(node, cone, picks)
-        embedding = self._embedding(cone, picks)
+        embedding, token = self._embedding(cone, picks)
+        if kind == "greedy" and token is not None and not self._is_pick(token):
+            kind, pick = "computed", None
         return Feedback(self.names.source(Source("inputs", target.place)), kind, pick, embedding, location(through(node)) or location(node))
 
     def _kind(self, node: Node, cone: set[Node], picks: set[Node]) -> tuple[str, str | None]:
@@ -170,8 +172,28 @@ class Recognised:
     def _is_read(self, branch: set[Node]) -> bool:
         return any(found.target is ops.read or found.target in _LOOK_UPS for found in branch)
 
-    def _embedding(self, cone: set[Node], picks: set[Node]) -> Embedding | None:
-        """The table that tokens are looked up in: picked ones, or such as are read."""
+    def _is_pick(self, token: Node) -> bool:
+        """Whether a token is the best one itself, on some condition: not another one, nor computed from it."""
+        waiting: list[Any] = [token]
+        seen: set[Node] = set()
+        while waiting:
+            node = through(waiting.pop())
+            if not isinstance(node, Node) or node in seen:
+                continue
+            seen.add(node)
+            name = operator_name(node)
+            if node.target in _PICKS:
+                return bool(node.target is not aten.topk.default or node.args[1] == 1)
+            if name in ("where", "masked_fill"):
+                waiting += node.args[1:] if name == "where" else node.args[:1]
+            elif name in ("getitem", "select", "slice"):
+                waiting.append(node.args[0])
+            elif node in self.source_of and self.source_of[node].kind == "loop_state":
+                waiting.append(self.outputs.get(Target("loop_state", self.source_of[node].place)))
+        return False
+
+    def _embedding(self, cone: set[Node], picks: set[Node]) -> tuple[Embedding | None, Any]:
+        """The table that tokens are looked up in, picked ones or such as are read, and the token."""
         for node in self.graph.nodes:
             if node not in cone:
                 continue
@@ -186,8 +208,8 @@ class Recognised:
             behind = self._cone(token)
             if table in self.invariant and (behind & picks or (not picks and self._is_read(behind))):
                 sizes = self.sizes.of(table)
-                return Embedding(self.names.text(table), sizes, sizes[0], location(node))
-        return None
+                return Embedding(self.names.text(table), sizes, sizes[0], location(node)), token
+        return None, None
 
     # Finished
 

@@ -140,6 +140,9 @@ def _work(step: Step) -> Iterator[tuple[str, str]]:
     if step.ahead:
         products = ", ".join(f"{product} with {product.weight}" for product in step.ahead)
         yield "ahead", f"made for several steps at once: {products}"
+    if step.after:
+        products = ", ".join(f"{product} with {product.weight}" for product in step.after)
+        yield "after", f"made for all steps after the loop: {products}"
     if step.phases is not None:
         yield "step", _count(len(step.phases), "phase")
         for number, phase in enumerate(step.phases):
@@ -169,7 +172,9 @@ def _kernel(kernel: Kernel | Refusal) -> Iterator[tuple[str, str]]:
 
 def _cost(cost: Cost) -> Iterator[tuple[str, str]]:
     total = cost.product_flops + cost.elementwise_flops
-    yield "work", f"{total:,} FLOPs per row and step ({cost.product_flops:,} in products, {cost.elementwise_flops:,} elementwise)"
+    apart = [f"{flops:,} {when}" for flops, when in ((cost.ahead_flops, "ahead"), (cost.after_flops, "after")) if flops]
+    products = f"{cost.product_flops:,} in products{', of which ' + ' and '.join(apart) if apart else ''}"
+    yield "work", f"{total:,} FLOPs per row and step ({products}; {cost.elementwise_flops:,} elementwise)"
     emits = f", emit {_size(cost.emit_bytes)} per row" if cost.emit_bytes else ""
     yield "memory", f"weights {_size(cost.weight_bytes)} per step, state {_size(cost.state_bytes)} per row{emits}"
 

@@ -100,6 +100,7 @@ def _part(
             waiting.extend(node.all_input_nodes)
     part = Graph()
     copies: dict[Node, Node] = {left: part.placeholder("stored")}
+    copies[left].meta = dict(left.meta)
     reads: list[Source] = []
     for node in graph.nodes:
         if node in needed:
@@ -108,6 +109,7 @@ def _part(
                     return part, None
                 reads.append(source_of[node])
                 copies[node] = part.placeholder(node.name)
+                copies[node].meta = dict(node.meta)
             else:
                 copies[node] = part.node_copy(node, copies.__getitem__)
     part.output(copies[last])

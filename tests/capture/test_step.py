@@ -118,7 +118,7 @@ def appends(time, output, state, carried):
 
 
 def counts(time, output, state, carried):
-    CALLS["count"] = CALLS["count"] + 1  # it is read
+    CALLS["count"] = 2 * CALLS["count"] + 1
     return output[:, :D]
 
 
@@ -159,7 +159,7 @@ class Counter:
         self.count = 0
 
     def step(self, output):
-        self.count = self.count + 1
+        self.count = 1 - self.count
         return output[:, :D]
 
 
@@ -175,9 +175,9 @@ REFUSALS = {
     converts: ("turns a tensor into Python numbers", "keep it a tensor", "float(output.max())"),
     indexes_a_list: ("uses a tensor as a Python index", "torch.stack(items)[time]", "[time % 2]"),
     appends: ("LOG", "carry it in the state or loop_state", "LOG.append(output)"),
-    counts: ("CALLS", "carry it in the state or loop_state", 'CALLS["count"] + 1'),
+    counts: ("CALLS", "carry it in the state or loop_state", '2 * CALLS["count"] + 1'),
     rebinds: ("global `LAST`", "carry it in the state or loop_state", "LAST = time"),
-    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count = self.count + 1"),
+    sets: ("`COUNTER.count`", "carry it in the state or loop_state", "self.count = 1 - self.count"),
     prints: ("calls print", "leave it out", 'print("step")'),
     nests: ("runs a loop of its own", "number of steps is not known", "raw_rnn(nn.GRUCell(D, H), inner)"),
     draws_from_a_generator: ("draws from a torch.Generator", "leave `generator` out", "torch.rand("),
@@ -211,7 +211,7 @@ def test_refusals_name_the_reason_the_line_and_the_way_out(step, auto, caplog):
     assert len([record for record in caplog.records if record.name == "fusedrnn"]) <= 1
     # What tracing changed was undone, and the loop itself ran as it was written.
     assert len(LOG) == (2 * T if step is appends else 0)
-    assert CALLS["count"] == (2 * T if step is counts else 0)
+    assert CALLS["count"] == (2 ** (2 * T) - 1 if step is counts else 0)
 
 
 def test_sizes_that_depend_on_values_run_step_by_step(auto):
