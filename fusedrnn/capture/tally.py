@@ -16,7 +16,8 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from . import code as codes
-from .places import CELL, GLOBAL, Place
+from .kinds import CONSTRUCTION, Whose, function_whose
+from .places import ATTRIBUTE, CELL, GLOBAL, ROOT, Place
 from .record import OBJECT
 
 _MOCK = "_mock_"  # of unittest.mock, which notes the calls that are made
@@ -39,12 +40,17 @@ def only_counts(facts: Facts, kind: str, value: Any, name: str, place: Place | N
         kind: "container", or of the snapshot's entry: "list", "set", "dict" and "elements" are one, others a variable or an attribute.
         value: the container, if it is one.
         name: of the variable or attribute, or of the one that holds the container.
-        place: where the walk found the variable or the container; None for an attribute.
+        place: where the walk found the variable or the container; of an attribute None, or a place that says whose it is.
         reflects: the code may read attributes that it does not name.
     """
     if name.startswith(_MOCK):
         return True
     variable = place is not None and place[1] in (CELL, GLOBAL)  # which no other code can reach, whatever its names are
+    if not variable:
+        attributes = value if kind == "attributes" else place[3] if place is not None and place[1] == ATTRIBUTE else None
+        owner = None if attributes is None else _owner(facts, attributes)
+        if owner is not None and _is_counter(facts, owner, name):
+            return True
     if reflects and not variable:
         return False
     if kind in _CONTAINERS and sum(how == OBJECT and met is value for how, met, _ in facts) != 1:
@@ -58,6 +64,48 @@ def only_counts(facts: Facts, kind: str, value: Any, name: str, place: Place | N
                 return False
             counts += len(uses)
     return counts > 0  # else code that was not looked at changes it
+
+
+def _owner(facts: Facts, attributes: Any) -> Any:
+    """The object that has these attributes."""
+    for what, value, expected in facts:
+        if (what == "dict" and expected is attributes) or (what == "function" and value.__dict__ is attributes):
+            return value
+    return None
+
+
+def _is_counter(facts: Facts, owner: Any, name: str) -> bool:
+    """Whether only variables hold an object, and all that the code that can reach it does with an attribute is to count."""
+    places = [place for how, met, place in facts if how == OBJECT and met is owner]
+    if not all(place[1] in (ROOT, CELL, GLOBAL) for place in places):
+        return False
+    methods = {member for cls in type(owner).__mro__ for member in vars(cls).values() if isinstance(member, FunctionType)}
+    counts = 0
+    for what, function, expected in facts:
+        if what != "function":
+            continue
+        variables = {place[2] for place in places if place[1] != ROOT and _reaches(function, place[2], place)}
+        is_method = function in methods
+        if not variables and not is_method:
+            continue
+        code = expected[0]
+        if is_method and (code.co_name in CONSTRUCTION or function_whose(function) is not Whose.USER or code.co_filename == "<string>"):
+            continue  # it has run before; or a dataclass has it for what is done with the object as a whole
+        tree = _tree(code)
+        if tree is None or codes.of(code).reflects:
+            return False
+        if is_method and code.co_argcount:
+            variables.add(code.co_varnames[0])
+        for variable in variables:
+            for use in _uses(tree, variable, attributes=False):
+                taken = use[1]
+                if not isinstance(taken, ast.Attribute):
+                    return False  # it is handed on
+                if taken.attr == name:
+                    if not _is_count(use[1:]):
+                        return False
+                    counts += 1
+    return counts > 0
 
 
 def _reaches(function: FunctionType, name: str, place: Any) -> bool:

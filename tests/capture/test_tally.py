@@ -1,5 +1,6 @@
 """Python state that only counts does not keep a loop from being captured; state that could matter does."""
 
+from dataclasses import astuple, dataclass
 from unittest.mock import Mock
 
 import pytest
@@ -77,12 +78,50 @@ def attribute(loop_fn):
     return counted, lambda: counted.calls
 
 
+def sum_of_ones(loop_fn):
+    calls = 0
+
+    def counted(*arguments):
+        nonlocal calls
+        calls = calls + 1
+        return loop_fn(*arguments)
+
+    return counted, lambda: calls
+
+
+def function_attribute(loop_fn):
+    def counted(*arguments):
+        counted.calls += 1
+        return loop_fn(*arguments)
+
+    counted.calls = 0
+    return counted, lambda: counted.calls
+
+
+@dataclass
+class Tally:
+    calls: int = 0
+
+
+def dataclass_attribute(loop_fn):
+    tally = Tally()
+
+    def counted(*arguments):
+        tally.calls += 1
+        return loop_fn(*arguments)
+
+    return counted, lambda: tally.calls
+
+
 def mock(loop_fn):
     counted = Mock(side_effect=loop_fn)
     return counted, lambda: counted.call_count
 
 
-@pytest.mark.parametrize("count", [nonlocal_count, list_item, list_append, global_dict, attribute, mock])
+COUNTS = [nonlocal_count, list_item, list_append, global_dict, attribute, sum_of_ones, function_attribute, dataclass_attribute]
+
+
+@pytest.mark.parametrize("count", [*COUNTS, mock])
 @pytest.mark.parametrize("backend", ["stepwise", "native"])
 def test_counts_are_captured(program, count, backend):
     cell, loop_fn = program
@@ -94,7 +133,35 @@ def test_counts_are_captured(program, count, backend):
         torch.testing.assert_close(result[0].stack(), raw_rnn(cell, loop_fn, backend="reference")[0].stack())
 
 
-@pytest.mark.parametrize("count", [nonlocal_count, list_item, list_append, global_dict, attribute])
+class Reflecting(nn.Module):
+    """A cell that looks at attributes which it does not name, and has variables that are called as a counter may be."""
+
+    output_size = state_size = H
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.activation, self.calls = nn.Linear(D + H, H), "tanh", 2.0
+
+    def forward(self, inputs, state):
+        calls = self.calls
+        state = getattr(torch, self.activation)(self.linear(torch.cat([inputs, state], 1))) * calls
+        for _, child in self.named_children():
+            state = state * child.weight.sum()
+        return state, state
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_code_that_cannot_reach_a_count_does_not_matter(program, count):
+    _, loop_fn = program
+    cell = Reflecting()
+    counted, calls = count(loop_fn)
+    with torch.no_grad():
+        result = raw_rnn(cell, counted, backend="stepwise")
+        assert calls() <= 3
+        torch.testing.assert_close(result[0].stack(), raw_rnn(cell, loop_fn, backend="reference")[0].stack())
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_what_has_been_counted_makes_no_new_program(program, count):
     cell, loop_fn = program
     counted, calls = count(loop_fn)
@@ -149,13 +216,36 @@ def sums_up(loop_fn):
     return summed
 
 
+def hands_its_counter_on(loop_fn):
+    tally = Tally()
+
+    def scaled(*arguments):
+        tally.calls += 1
+        finished, inputs, *rest = loop_fn(*arguments)
+        return finished, inputs * min(astuple(tally)[0], 3), *rest
+
+    return scaled
+
+
+class ReadsByReflection(Counting):
+    def __call__(self, *arguments):
+        self.calls += 1
+        finished, inputs, *rest = self.loop_fn(*arguments)
+        return finished, inputs * min(vars(self)["calls"], 3), *rest
+
+
 def made_by_exec(loop_fn):
     names = {"loop_fn": loop_fn}
     exec("calls = [0]\ndef counted(*arguments):\n    calls[0] += 1\n    return loop_fn(*arguments)", names)
     return names["counted"]
 
 
-@pytest.mark.parametrize("change", [appends_outputs, reads_its_count, reads_it_elsewhere, sums_up, made_by_exec])
+CHANGES = [
+    appends_outputs, reads_its_count, reads_it_elsewhere, sums_up, hands_its_counter_on, ReadsByReflection, made_by_exec,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_could_matter_is_refused(program, change, monkeypatch):
     cell, loop_fn = program
     with torch.no_grad():
