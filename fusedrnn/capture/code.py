@@ -23,6 +23,7 @@ _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM", "LOAD_SUPER_ATTR"})
 _GLOBAL_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
 _ATTRIBUTE_WRITE = frozenset({"STORE_ATTR", "DELETE_ATTR"})
+_LOCAL_WRITE = frozenset({"STORE_FAST", "RETURN_VALUE", "POP_TOP"})
 _STORE = _GLOBAL_WRITE | _ATTRIBUTE_WRITE | {"STORE_DEREF", "DELETE_DEREF"}
 GROWS = frozenset({"append", "add", "appendleft"})  # methods by which a container may count
 _GENERATED = "@"  # no name that anyone can write: what pytest makes of an assert
@@ -86,6 +87,8 @@ class Code:
                 name, operand = instruction.opname, instruction.argval
                 if (name == "BINARY_OP" and instruction.argrepr.endswith("=")) or (name in _ATTRIBUTE and operand in GROWS):
                     self.counts = True
+                computed = (computed or name == "BINARY_OP") and name not in _LOCAL_WRITE
+                self.counts |= computed and (name in _STORE or name == "STORE_SUBSCR")
                 if name in _STORE:
                     self.stores.setdefault(operand, (instruction.positions and instruction.positions.lineno) or part.co_firstlineno)
                 if name in _ATTRIBUTE:
