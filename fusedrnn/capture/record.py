@@ -170,6 +170,9 @@ class Record:
     def _unknown_value(self, value: Any, place: Place) -> None:
         self.facts.append((OBJECT, value, place))
         self._unknown(places.holding(place, value))
+        self._suspect_stream(value, place)
+
+    def _suspect_stream(self, value: Any, place: Place) -> None:
         does = impure.of_stream(value)
         if does is not None:
             self.suspects.append((place, does, f"`{places.expression(place)}` ({places.type_name(value)})"))
@@ -301,5 +304,7 @@ class Record:
     def of_instance(self, value: Any, place: Place) -> None:
         if self._first(value, place):
             self.key.append("object")
+            if class_of(type(value)).whose is not Whose.USER:  # the walk sees what an iterator of the user's does
+                self._suspect_stream(value, place)
             self._class(type(value), place)
             self._attributes(value, place)

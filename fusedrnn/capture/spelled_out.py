@@ -1,4 +1,5 @@
-"""torch's fused functions that cannot be traced with free sizes (torch 2.13), as the operators they are made of."""
+"""torch's fused functions that cannot be traced with free sizes (torch 2.13) or would run step by step only, as the operators they are
+made of. One that gets arguments which it does not spell out is called as it is."""
 
 from __future__ import annotations
 
@@ -84,9 +85,98 @@ def _cosine_similarity(x1: torch.Tensor, x2: torch.Tensor, dim: int = 1, eps: fl
     return (x1 * x2).sum(dim) / (lengths[0] * lengths[1])
 
 
+def _lerp(input: torch.Tensor, end: torch.Tensor, weight: torch.Tensor | float) -> torch.Tensor:
+    """As torch computes it: from the nearer end."""
+    way = end - input
+    if not isinstance(weight, torch.Tensor):
+        return input + weight * way if abs(weight) < 0.5 else end - way * (1 - weight)
+    return torch.where(weight.abs() < 0.5, input + weight * way, end - way * (1 - weight))
+
+
+def _bilinear(input1: torch.Tensor, input2: torch.Tensor, weight: torch.Tensor, bias: Weight = None) -> torch.Tensor:
+    pairs = (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
+    return F.linear(pairs, weight.flatten(1), bias)
+
+
+def _lstm_layers(input: torch.Tensor, hx: Any, *more: Any) -> Any:
+    """nn.LSTM over a sequence in the cell: the sequence is as long in every step."""
+    if isinstance(hx, torch.Tensor):  # packed
+        return torch.lstm(input, hx, *more)
+    weights, bias, layers, dropout, training, bidirectional, batch_first = more
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (layers * directions)
+    steps = list(input.unbind(1 if batch_first else 0))
+    final: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for layer in range(layers):
+        made = []
+        for direction in range(directions):
+            at = layer * directions + direction
+            w_ih, w_hh, *rest = weights[at * each : (at + 1) * each]
+            biases, projection = (rest[:2] if bias else (None, None)), rest[2 if bias else 0 :]
+            h, c = hx[0][at], hx[1][at]
+            outputs = []
+            for step in reversed(steps) if direction else steps:
+                h, c = _lstm(step, (h, c), w_ih, w_hh, *biases)
+                h = F.linear(h, projection[0]) if projection else h
+                outputs.append(h)
+            final.append((h, c))
+            made.append(outputs[::-1] if direction else outputs)
+        steps = [torch.cat(parts, -1) for parts in zip(*made, strict=True)] if bidirectional else made[0]
+        if dropout and training and layer + 1 < layers:
+            steps = [F.dropout(step, dropout) for step in steps]
+    return torch.stack(steps, 1 if batch_first else 0), torch.stack([h for h, _ in final]), torch.stack([c for _, c in final])
+
+
+def _embedding_bag(input: torch.Tensor, weight: torch.Tensor, offsets: Weight = None, *more: Any, **named: Any) -> Any:
+    names = ("max_norm", "norm_type", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights", "include_last_offset", "padding_idx")
+    given = dict(zip(names, more, strict=False)) | named
+    mode, scales = given.get("mode", "mean"), given.get("per_sample_weights")
+    plain = not any(given.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse")) and given.get("padding_idx") is None
+    if input.ndim != 2 or not plain or input.shape[1] == 0:
+        return F.embedding_bag(input, weight, offsets, *more, **named)
+    rows = F.embedding(input, weight)
+    if mode == "max":
+        return rows.amax(1)
+    return (rows if scales is None else rows * scales.unsqueeze(-1)).sum(1) if mode == "sum" else rows.mean(1)
+
+
+def _cdist(x1: torch.Tensor, x2: torch.Tensor, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> torch.Tensor:
+    if p not in (1, 2):
+        return torch.cdist(x1, x2, p, compute_mode)
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    if p == 1:
+        return apart.abs().sum(-1)
+    squares = apart.square().sum(-1)
+    return torch.where(squares > 0, squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt(), 0)  # with torch's gradient at 0
+
+
+def _searchsorted(sorted_sequence: torch.Tensor, input: Any, *, out_int32: bool = False, right: bool = False, side: Any = None,
+                  sorter: Any = None) -> torch.Tensor:  # fmt: skip
+    if sorter is not None or not isinstance(input, torch.Tensor) or not sorted_sequence.ndim:
+        return torch.searchsorted(sorted_sequence, input, out_int32=out_int32, right=right, side=side, sorter=sorter)
+    boundaries = sorted_sequence.unsqueeze(-2) if sorted_sequence.ndim > 1 else sorted_sequence
+    values = input.unsqueeze(-1)
+    beyond = boundaries > values if right or side == "right" else boundaries >= values  # none of them where the value is NaN
+    return beyond.logical_not().sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+
+
+def _bucketize(input: Any, boundaries: torch.Tensor, *, out_int32: bool = False, right: bool = False) -> torch.Tensor:
+    if not isinstance(input, torch.Tensor):
+        return torch.bucketize(input, boundaries, out_int32=out_int32, right=right)
+    return _searchsorted(boundaries, input, out_int32=out_int32, right=right)
+
+
 SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     F.cosine_similarity: _cosine_similarity,
     F.scaled_dot_product_attention: _attention,
+    F.embedding_bag: _embedding_bag,
+    torch.bilinear: _bilinear,
+    torch.bucketize: _bucketize,
+    torch.cdist: _cdist,
+    torch.lerp: _lerp,
+    torch.Tensor.lerp: _lerp,
+    torch.lstm: _lstm_layers,
+    torch.searchsorted: _searchsorted,
     torch.addcmul: _addcmul,
     torch.Tensor.addcmul: _addcmul,
     torch.addcdiv: _addcdiv,

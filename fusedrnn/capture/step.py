@@ -165,6 +165,10 @@ class Capture:
 
     def add_closed_over(self, found: list[torch.Tensor]) -> None:
         """The seed and the closed-over tensors."""
+        for tensor in self.tensors:
+            if tensor.layout is not torch.strided:
+                sizes = list(tensor.shape)
+                raise NotCapturable(f"the loop reads a sparse tensor {sizes} ({tensor.layout}): give it a dense one (to_dense())", None)
         shapes = [self._lifted_shape(tensor) for tensor in self.tensors]
         with self.fake_mode:
             self.sources.append(Source("seed"))
@@ -305,6 +309,10 @@ class Capture:
             tags = getattr(node.target, "tags", ())
             if torch.Tag.nondeterministic_seeded in tags:
                 raise NotCapturable(f"{node.target} draws from torch's generator: use fusedrnn.random or torch.rand", where)
+            if node.target in _PRODUCTS:
+                dtypes = dict.fromkeys(operand.meta["val"].dtype for operand in node.args if isinstance(operand, torch.fx.Node))
+                if len(dtypes) > 1:  # tensors without data admit it, those with data do not
+                    raise NotCapturable(f"a product of {' and '.join(map(str, dtypes))}, which torch refuses: convert one of them", where)
             if node.op == "call_function" and node.target is torch.ops.aten._local_scalar_dense.default:
                 raise NotCapturable("the step turns a tensor into a Python number: keep it a tensor", where)
 
@@ -338,6 +346,11 @@ def _guarded(tree: Any, finished: torch.Tensor) -> Any:
 def _copied(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     return source.to(into.dtype).to(into.device).expand(into.shape)
 
+
+_PRODUCTS = {
+    torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default,
+    torch.ops.aten.mv.default, torch.ops.aten.dot.default,
+}  # fmt: skip
 
 # What functionalisation makes and autograd has no derivative of (torch 2.13).
 _DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.copy.default: _copied}

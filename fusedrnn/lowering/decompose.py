@@ -157,6 +157,20 @@ def _group_norm(
     return normal.to(x.dtype), mean.squeeze(-1), scale.squeeze(-1)
 
 
+def _diagonal(x: torch.Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> torch.Tensor:
+    rows, columns = x.shape[dim1], x.shape[dim2]
+    begin = max(-offset, 0), max(offset, 0)
+    along = torch.arange(max(min(rows - begin[0], columns - begin[1]), 0), device=x.device)
+    return x.movedim((dim1, dim2), (-2, -1)).flatten(-2).index_select(-1, (along + begin[0]) * columns + along + begin[1])
+
+
+def _unfold(x: torch.Tensor, dimension: int, size: int, step: int) -> torch.Tensor:
+    windows = (x.shape[dimension] - size) // step + 1
+    places = torch.arange(windows, device=x.device).unsqueeze(1) * step + torch.arange(size, device=x.device)
+    made = x.movedim(dimension, -1).index_select(-1, places.flatten())
+    return made.view(*made.shape[:-1], windows, size).movedim(-2, dimension % x.ndim)
+
+
 def _broadcast(x: torch.Tensor, shape: Any, dims: Any) -> torch.Tensor:
     for place in range(len(shape)):
         if place not in dims:
@@ -181,4 +195,6 @@ _OURS: dict[Any, Any] = {
     _aten.kthvalue.default: _kth,
     _aten.median.dim: _median,
     _aten.convolution.default: _convolution,
+    _aten.diagonal.default: _diagonal,
+    _aten.unfold.default: _unfold,
 }

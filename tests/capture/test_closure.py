@@ -866,6 +866,10 @@ class Holder:
         (stream_of(torch.Generator()), "loop_fn draws from `stream` (torch._C.Generator)", "use fusedrnn.random or torch.rand"),
         (stream_of(iter([1])), "loop_fn advances `stream` (list_iterator)", "put the elements into a tensor"),
         (stream_of(x for x in [1]), "loop_fn advances `stream` (generator)", "put the elements into a tensor"),
+        (
+            stream_of(iter(torch.utils.data.DataLoader([1]))),
+            "loop_fn advances `stream` (torch.utils.data.dataloader._SingleProcessDataLoaderIter)", "put the elements into a tensor",
+        ),
         (stream_of(itertools.count()), "loop_fn advances `stream` (itertools.count)", "put the elements into a tensor"),
         (stream_of([zip([1], [2], strict=False)]), "loop_fn advances `stream[0]` (zip)", "put the elements into a tensor"),
         (Holder(iter([1])).loop_fn, "loop_fn advances `self.stream` (list_iterator)", "put the elements into a tensor"),

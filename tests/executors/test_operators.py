@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusedrnn
+from fusedrnn import raw_rnn
 from fusedrnn.capture import ops
 from fusedrnn.errors import PlanError
 from fusedrnn.lowering import operators, pointwise
@@ -695,6 +696,9 @@ CASES: dict[Any, list[Case]] = {
 
 # What torch takes apart into operators with a rule.
 COMPOSED: list[Case] = [
+    lambda v: torch.diagonal(v["q"] @ v["q"].transpose(1, 2), 1, 1, 2),
+    lambda v: torch.einsum("bii->b", v["q"] @ v["q"].transpose(1, 2)),
+    lambda v: v["q"].unfold(2, 2, 1).sum(-1) + v["q"].unfold(-1, 3, 1).amax(-1).sum(2, keepdim=True),
     lambda v: torch.softmax(v["x"], -1),
     lambda v: torch.log_softmax(v["m"], 1),
     lambda v: torch.softmax(v["q"], 2).sum(1),
@@ -803,6 +807,11 @@ SPELLED_OUT: dict[str, Case] = {
     "attention": lambda v: torch.nn.functional.scaled_dot_product_attention(v["x"][:, None, None], v["q"][:, None], v["q"][:, None])[
         :, 0, 0
     ],
+    "lerp": lambda v: torch.lerp(v["x"], v["y"], v["x"][0].sigmoid()) + v["x"].lerp(v["y"], 0.7),
+    "bilinear": lambda v: torch.nn.functional.bilinear(v["x"], v["y"], v["x"][0].outer(v["x"][0]).expand(2, -1, -1)),
+    "cdist": lambda v: torch.cdist(v["x"], v["x"][:3]) + torch.cdist(v["x"], v["y"][:3], p=1),
+    "searchsorted": lambda v: torch.searchsorted(v["x"].sort(1).values, v["y"]).to(v["x"].dtype),
+    "bucketize": lambda v: torch.bucketize(v["x"], torch.tensor([-0.5, 0.0, 0.5], dtype=v["x"].dtype), right=True).to(v["x"].dtype),
 }
 
 # What the lowering never meets, with the pass that takes it away.
@@ -866,3 +875,60 @@ def test_what_is_refused(name):
 def test_what_torch_cannot_trace(name):
     """With free sizes torch 2.13 traces these only as they are spelled out in fusedrnn.capture.spelled_out."""
     check({name: SPELLED_OUT[name]}, shaped(), known())
+
+
+@pytest.mark.parametrize("more", [{}, {"num_layers": 2}, {"bidirectional": True}, {"bias": False}, {"proj_size": 3, "num_layers": 2}])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_of_torch_in_a_cell(more, batch_first):
+    layer = torch.nn.LSTM(WIDTH, 5, batch_first=batch_first, **more)
+    x = plain()["x"]
+
+    def cell(inputs, state):
+        output, (_, c) = layer(torch.stack([inputs, 2 * inputs], 1 if batch_first else 0))
+        return output.sum((0, 2) if not batch_first else (1, 2)).unsqueeze(1) + state, state + c[-1][:, :1]
+
+    class Cell:
+        output_size = state_size = 1
+        __call__ = staticmethod(cell)
+
+    def loop_fn(time, output, state, _):
+        return time >= STEPS, x[time], torch.zeros(B, 1) if output is None else state, output, None
+
+    with torch.no_grad():
+        expected = raw_rnn(Cell(), loop_fn, backend="reference").emit_ta.stack()
+        for backend in ("stepwise", "native"):
+            torch.testing.assert_close(raw_rnn(Cell(), loop_fn, backend=backend).emit_ta.stack(), expected)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings(mode):
+    bag, ids, cell = torch.nn.EmbeddingBag(7, WIDTH, mode=mode), torch.randint(0, 7, (STEPS, B, 3)), torch.nn.GRUCell(WIDTH, 5)
+
+    def loop_fn(time, output, state, _):
+        return time >= STEPS, bag(ids[time]), torch.zeros(B, 5) if output is None else state, output, None
+
+    results = [raw_rnn(cell, loop_fn, backend=backend).emit_ta.stack() for backend in ("reference", "stepwise", "native")]
+    gradients = [torch.autograd.grad(result.square().sum(), bag.weight)[0] for result in results]
+    for result, gradient in zip(results, gradients, strict=True):
+        torch.testing.assert_close(result, results[0])
+        torch.testing.assert_close(gradient, gradients[0])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("backend", ["stepwise", "native"])
+def test_what_no_executor_but_the_reference_takes(backend):
+    x, sparse = plain()["x"], torch.eye(WIDTH).to_sparse()
+    other = torch.eye(WIDTH, dtype=torch.float32 if x.dtype == torch.float64 else torch.float64)
+    cell = torch.nn.GRUCell(WIDTH, 5)
+
+    def reads_sparse(time, output, state, _):
+        return time >= STEPS, (sparse @ x[time].t()).t(), torch.zeros(B, 5) if output is None else state, output, None
+
+    def mixes(time, output, state, _):
+        read = x[time] if output is None else (x[time] @ other).to(x.dtype)
+        return time >= STEPS, read, torch.zeros(B, 5) if output is None else state, output, None
+
+    with pytest.raises(PlanError, match=r"sparse tensor .* give it a dense one"):
+        raw_rnn(cell, reads_sparse, backend=backend)
+    with pytest.raises(PlanError, match=r"a product of torch\.float\d\d and torch\.float\d\d, which torch refuses"):
+        raw_rnn(cell, mixes, backend=backend)
