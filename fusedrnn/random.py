@@ -55,16 +55,17 @@ def row_seeds(seed: int | torch.Tensor, batch_size: int, device: torch.device | 
         if seed.shape != (batch_size,) or seed.is_floating_point() or seed.dtype == torch.bool:
             raise ValueError(f"seed must be an int or an integer tensor [{batch_size}], got {seed.dtype} of shape {list(seed.shape)}")
         return seed.to(torch.int64)
-    base = seed if isinstance(seed, torch.Tensor) else _signed(operator.index(seed))
+    base = seed if isinstance(seed, torch.Tensor) else signed(operator.index(seed))
     # Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"; constants as two's complement int64.
     z = torch.arange(batch_size, dtype=torch.int64, device=device) + base
-    z = z * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
+    z = z * signed(0x9E3779B97F4A7C15)
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * signed(0x94D049BB133111EB)
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """The lowest 64 bits of a whole number, as two's complement."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word
 

@@ -31,7 +31,7 @@ def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> 
         return NotCapturable(f"persistent kernels run on a CUDA device, this loop is on {device}: move its tensors there")
     leaves = [*begun.inputs, *begun.state, *(begun.loop_state or ()), *(tensors[place] for place in program.tensors)]
     for leaf in leaves:
-        if isinstance(leaf, torch.Tensor) and leaf.device != device:
+        if isinstance(leaf, torch.Tensor) and leaf.device != device and not (leaf.device.type == "cpu" and leaf.ndim == 0):
             return NotCapturable(f"the loop is on {device}, but it reads a tensor {[*leaf.shape]} on {leaf.device}: move that there")
     return None
 

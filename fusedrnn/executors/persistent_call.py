@@ -193,8 +193,9 @@ class Bound:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
         found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given)
-        self.copies = not all(tensor.is_contiguous() for _, tensor in found)
-        self.before = {kernel.names[entry]: tensor.detach().contiguous() for entry, tensor in found}
+        self.copies = not all(tensor.is_contiguous() and tensor.device == device for _, tensor in found)
+        # A number may stand on the CPU, as torch allows it everywhere.
+        self.before = {kernel.names[entry]: tensor.detach().to(device).contiguous() for entry, tensor in found}
         step = kernel.plan.schedule.step
         sunk = step.made.sunk
         self._after = {

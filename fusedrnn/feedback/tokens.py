@@ -6,6 +6,7 @@ that is fed back) and ``ends`` (token -> finished). The builders below only choo
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -186,6 +187,7 @@ def scheduled_sampling(
     if not bool(((chance >= 0) & (chance <= 1)).all()):
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
     target, ends = _targets(targets, lengths)
+    seed = _lifted(seed)
 
     def feed(time: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         own = random.bernoulli((), _row_seeds(seed, tokens), p=chance.to(tokens.device))
@@ -327,6 +329,14 @@ def _row_seeds(seed: int | torch.Tensor | None, rows: torch.Tensor) -> torch.Ten
     return random.row_seeds(seed, rows.shape[0], rows.device)
 
 
+def _lifted(seed: int | torch.Tensor | None) -> torch.Tensor | None:
+    """A seed as a tensor: a number would be part of the captured program, which each new one would capture anew."""
+    if seed is None:
+        return None
+    random.row_seeds(seed, len(seed) if isinstance(seed, torch.Tensor) and seed.ndim else 1)  # refuses what is no seed
+    return seed if isinstance(seed, torch.Tensor) else torch.tensor(random.signed(operator.index(seed)), dtype=torch.int64)
+
+
 def _sampler(temperature: Any, top_k: int | None, top_p: float | None, seed: int | torch.Tensor | None) -> Part:
     heat = torch.as_tensor(temperature)
     if not bool((heat >= 0).all()):
@@ -335,8 +345,7 @@ def _sampler(temperature: Any, top_k: int | None, top_p: float | None, seed: int
         raise TypeError(f"top_k must be an int or None, got {top_k!r}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    if seed is not None:
-        random.row_seeds(seed, len(seed) if isinstance(seed, torch.Tensor) and seed.ndim else 1)  # refuses what is no seed
+    seed = _lifted(seed)
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedrnn import raw_rnn
+from fusedrnn.capture import cache
 from fusedrnn.feedback import BasicDecoderOutput, forced_prefix, greedy, sample, scheduled_sampling, teacher_forcing
 
 V, E, H, B, START, END = 9, 4, 6, 5, 0, 1
@@ -266,3 +267,15 @@ def test_bad_arguments(model, make, kind, words):
 def test_bad_probability(model):
     with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got 1.2"):
         scheduled_sampling(*model.parts, torch.zeros(2, B).long(), None, START, model.h, probability=1.2)
+
+
+def test_another_seed_makes_no_new_program(model):
+    cache.clear()
+    drawn = []
+    with torch.no_grad():
+        for seed in (1, 2, 2**64 - 1):
+            loop_fn = sample(*model.parts, START, None, model.h, 6, seed=seed, emit="tokens")
+            drawn.append(raw_rnn(model.cell, loop_fn, backend="stepwise").emit_ta.stack())
+            assert cache.size() == 1
+            assert drawn[-1].equal(raw_rnn(model.cell, loop_fn, backend="reference").emit_ta.stack())
+    assert not drawn[0].equal(drawn[1])
