@@ -19,6 +19,7 @@ _BATCH_TILES = (16, 32, 64, 128)
 _BLOCKS = (4, 8, 16, 32, 64, 128, 256)
 _CHUNK = 128
 _WGMMA_ROWS = 64  # fewer rows of a tile than that are multiplied warp by warp, on any device
+_DOUBT = 1.05  # a streamed layout must be so much better than a resident one: its reads contend, which the model does not know
 _MOST_ACCUMULATORS = 64  # registers a thread that a tile's results may take
 
 
@@ -46,7 +47,12 @@ def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
         raise Unlowered(None, f"{one_group}, so all {batch} rows would have to run in one group, which has {_BATCH_TILES[-1]} at most")
     if not found:
         raise Unlowered(None, f"no layout fits {limits.name}: its weights need more than the shared memory of {limits.sms} multiprocessors")
-    return sorted(found, key=lambda plan: plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))))
+
+    def cost(plan: Plan) -> float:
+        resident = all(tile.resident for tile in plan.schedule.tiles)
+        return plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) * (1.0 if resident else _DOUBT)
+
+    return sorted(found, key=cost)
 
 
 def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Iterator[Plan]:
