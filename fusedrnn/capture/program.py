@@ -65,6 +65,7 @@ class Program:
         fits: whether the program holds for a batch size and the closed-over tensors.
         batch: the batch size in the graph's sizes: a symbol, or the number that it was fixed to.
         has_strangers: it holds values of tensors that a walk does not find: it is good for this call only.
+        fixed_at: ``file:line`` of the user's code that holds for one batch size only; None where none does.
         symbols: where to find the other symbols of the graph's sizes: the place of a closed-over tensor and its dimension.
     """
 
@@ -81,6 +82,7 @@ class Program:
     batch: sympy.Expr
     symbols: dict[str, tuple[int, int]]
     has_strangers: bool
+    fixed_at: str | None = None
     plans: dict[str, Any] = field(default_factory=dict)  # what executors have made of it, by their names
 
     @property

@@ -94,7 +94,7 @@ class Capture:
         return Program(
             module, used, tuple(self.targets), tuple(self.writes), self.begun.inputs_port, self.begun.state_port,
             self.begun.loop_state_port, self.emit_port, self.keeps_loop_state, holds, batch, symbols,
-            self.mode is not None and self.mode.met_stranger,
+            self.mode is not None and self.mode.met_stranger, self.shape_env.fixed.get(self.begun.batch) if batch.is_number else None,
         )  # fmt: skip
 
     def traced(self) -> tuple[torch.fx.GraphModule, list[torch.Tensor]]:

@@ -328,7 +328,9 @@ def _with_inputs_looked_up(moved: dict[str, list[str]], program: Program, source
 def _rows(begun: Start, program: Program, source: LoopSource | None) -> Rows:
     fixed = bool(program.batch.is_number)
     if source is None:
-        return Rows(begun.batch, fixed, False, None, False, "the step is not lowered, so it is not known where the rows are")
+        return Rows(
+            begun.batch, fixed, program.fixed_at, False, None, False, "the step is not lowered, so it is not known where the rows are"
+        )
     mixes = None
     if source.mixes is not None:
         mixes = Refusal(source.mixes.reason, None, source.mixes.location, line_of_code(source.mixes.location))
@@ -337,12 +339,12 @@ def _rows(begun: Start, program: Program, source: LoopSource | None) -> Rows:
         if mixes is not None:
             why_not = "rows depend on one another"
         elif source.locality is None:
-            why_not = f"the step holds for a batch of {begun.batch} only, whose rows are computed together"
+            why_not = "where they are is not known"
         else:
             why_not = (
                 "an array is written at every step" if program.writes else "loop_state holds something of each row, which never freezes"
             )
-    return Rows(begun.batch, fixed, source.locality is not None, mixes, source.retires, why_not)
+    return Rows(begun.batch, fixed, program.fixed_at, source.locality is not None, mixes, source.retires, why_not)
 
 
 __all__ = ["STAGES", "Explanation", "explain"]

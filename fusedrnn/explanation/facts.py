@@ -129,7 +129,7 @@ class Rows:
 
     Attributes:
         batch: of this call.
-        fixed: the program holds for this batch size only.
+        fixed: the program holds for this batch size only; ``fixed_at`` is the line that makes it so.
         local: no row depends on another.
         mixes: what breaks that.
         leave: rows that are finished are not computed any more.
@@ -138,6 +138,7 @@ class Rows:
 
     batch: int
     fixed: bool
+    fixed_at: str | None
     local: bool
     mixes: Refusal | None
     leave: bool

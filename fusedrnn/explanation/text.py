@@ -126,7 +126,7 @@ def _finish(finish: Finish) -> str:
 
 def _rows(rows: Rows) -> Iterator[tuple[str, str]]:
     local = "no row depends on another" if rows.local else "rows are computed together"
-    fixed = f"; captured for a batch of {rows.batch} only" if rows.fixed else ""
+    fixed = f"; the step holds for a batch of {rows.batch} only{_at(rows.fixed_at)}" if rows.fixed else ""
     if rows.mixes is not None:
         yield from _refused("rows", Refusal(f"{local}: {rows.mixes.reason}", None, rows.mixes.location, rows.mixes.line))
         yield "", "rows stay to the end"

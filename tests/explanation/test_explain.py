@@ -99,7 +99,7 @@ def test_sequence(made, dim):
     assert finish == {"kind": "lengths", "text": "time >= lengths", "location": line_of(loop_fn, "done = ")}
     assert bounds(found) == [5, T]
     rows = found["step"]["rows"]
-    assert rows == {"batch": B, "fixed": False, "local": True, "mixes": None, "leave": True, "why_not": None}
+    assert rows == {"batch": B, "fixed": False, "fixed_at": None, "local": True, "mixes": None, "leave": True, "why_not": None}
     assert [(p["m"], p["k"], p["n"], p["weight"]) for p in found["step"]["ahead"]] == [(B, D, 3 * H, "cell.weight_ih.T")]
     (phase,) = found["step"]["phases"]
     assert [(p["m"], p["k"], p["n"]) for p in phase["products"]] == [(B, H, 3 * H)]
@@ -164,7 +164,7 @@ def test_greedy(made):
     found = facts(made["cell"], loop_fn)
     (fed,) = found["step"]["feedback"]
     assert (fed["kind"], fed["pick"]) == ("greedy", "greedy")
-    assert fed["embedding"]["table"] == "made['embedding'].weight"
+    assert fed["embedding"]["table"] == "embedding.weight"
     assert (fed["embedding"]["shape"], fed["embedding"]["vocabulary"]) == ([V, D], V)
     assert fed["embedding"]["location"] == line_of(loop_fn, "embedding(token)")
     assert kinds(found) == ["token", "steps"]
@@ -570,3 +570,17 @@ def test_where_there_is_no_kernel(made):
     others = explain(made["cell"], loop_fn).as_dict()["choice"]["others"]
     assert others["persistent"] == others["native"]
     assert "decides in Python" in others["persistent"]["reason"]
+
+
+def test_the_line_that_holds_for_one_batch_size(made):
+    def loop_fn(time, output, state, loop_state):
+        read = made["x"][time]
+        if output is not None:
+            read = read + torch.arange(B)[:, None]
+        return time >= T, read, made["h0"] if output is None else state, output, None
+
+    explanation = explain(made["cell"], loop_fn)
+    step, line = explanation.as_dict()["step"], line_of(loop_fn, "torch.arange(B)")
+    assert (step["rows"]["fixed"], step["rows"]["fixed_at"]) == (True, line)
+    assert step["kernel"]["location"] == line
+    assert f"the step holds for a batch of {B} only" in step["kernel"]["reason"]

@@ -31,7 +31,7 @@ def test_lstm_natural(p, raw_rnn):
     return raw_rnn(cell, loop_fn)
 
 
-@golden("lstm_natural", not_persistent="fixes the batch size")
+@golden("lstm_natural", not_persistent="the step holds for a batch of")
 def test_lstm_cond(p, raw_rnn):
     cell = torch_cell(nn.LSTMCell, p)
 
@@ -218,6 +218,6 @@ def test_gather_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: torch.gather(p.x, 0, pointer[None].long()).T))
 
 
-@golden("gather_read", not_persistent="fixes the batch size")
+@golden("gather_read", not_persistent="the step holds for a batch of")
 def test_take_along_dim_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: torch.take_along_dim(p.x, pointer[None].long(), 0).T))

@@ -131,8 +131,9 @@ class _Reader:
         program, graph = made.program, made.module.graph
         if made.locality is None and program.batch != 1:
             mixes = made.mixes
-            refused = Unlowered(None, "rows depend on one another: " + mixes.reason if mixes else "loop_fn fixes the batch size")
-            refused.location = mixes.location if mixes else None
+            fixes = f"the step holds for a batch of {program.batch} only"
+            refused = Unlowered(None, "rows depend on one another: " + mixes.reason if mixes else fixes)
+            refused.location = mixes.location if mixes else program.fixed_at
             raise refused
         if program.writes:
             raise Unlowered(None, "the loop writes a TensorArray")
