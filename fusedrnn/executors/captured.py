@@ -96,7 +96,7 @@ def prepare(backend: str, call: Call) -> Prepared | NotCapturable:
             return NotCapturable(f"the step cannot be traced: {type(error).__name__}: {error}", place(error))
         reason: NotCapturable | None = None
         if backend == "persistent" or (backend == "auto" and begun.device.type == "cuda"):
-            made = persistent.prepared(begun, program, tensors)
+            made = persistent.prepared(begun, program, tensors, call)
             if not isinstance(made, NotCapturable):
                 return Prepared(begun, program, tensors, made, None)
             reason = made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ..contract import Call, Start
 from ..fallback import log
 from ..frames import Frame
 from ..kernels import gpu
+from ..kernels.device import is_recording
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.source import kernel_source
 from ..lowering.operators import Unlowered as Undecomposed
@@ -21,7 +23,9 @@ from . import native, reference
 from .outcome import of_end
 
 if TYPE_CHECKING:
-    from .persistent_call import Kernel
+    from ..lowering.gpu.source import KernelSource
+    from ..plan.plan import Plan
+    from .persistent_call import Bound, Kernel
 
 
 def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> NotCapturable | None:
@@ -42,12 +46,11 @@ def kernel(program: Program, batch: int, device: torch.device) -> Kernel:
     Raises:
         NotCapturable: the kernel cannot hold the program, or nothing fits the device.
     """
-    precision = _precision(device)
-    key = f"persistent {device} {min(max(batch - 1, 0).bit_length(), 8)} {precision}"
+    key = _key(batch, device)
     made = program.plans.get(key)
     if made is None:
         try:
-            made = _kernel(program, batch, device, precision)
+            made = _kernel(program, batch, device)
         except (Unlowered, Undecomposed) as unlowered:
             made = NotCapturable(f"{unlowered.reason}; use backend='stepwise', 'native' or 'auto'", unlowered.location)
         except Exception as error:  # a fault of the lowering must not be one of the loop
@@ -60,30 +63,120 @@ def kernel(program: Program, batch: int, device: torch.device) -> Kernel:
     return found
 
 
-def prepared(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Kernel | NotCapturable:
-    """The kernel of a loop that is to be run, or why there is none."""
+def prepared(
+    begun: Start, program: Program, tensors: Sequence[torch.Tensor], call: Call | None = None
+) -> Kernel | NotCapturable:  # fmt: skip
+    """The kernel of a loop that is to be run, or why there is none.
+
+    Args:
+        call: with it, on a GPU, the loop is run with a few layouts, the first time; the fastest is kept, also for later processes.
+    """
     refused = refusal(begun, program, tensors)
     if refused is not None:
         return refused
     try:
-        return kernel(program, begun.batch, begun.device)
+        made = kernel(program, begun.batch, begun.device)
     except NotCapturable as error:
         return error
+    if call is not None and begun.device.type == "cuda" and not is_recording(begun.device):
+        return tuned(call, begun, program, tensors, made)
+    return made
 
 
-def _kernel(program: Program, batch: int, device: torch.device, precision: str) -> Kernel:
-    from ..kernels.gpu import limits, source  # they import Triton
-    from ..plan.choice import chosen
-    from ..plan.measured import measured
+def tuned(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor], made: Kernel) -> Kernel:
+    """The kernel of the layout that is the fastest by the clock, of those that the model finds about as good as its best one."""
+    from ..plan import tuned as layouts
+    from .persistent_call import Bound, Kernel
+
+    seed: Any = 0 if program.draws else None
+    plans = _plans(program, begun.batch, begun.device)
+    at = _tuning_key(plans, begun.batch, begun.device)
+    if layouts.known(plans, at) is not None:  # it was chosen by that
+        return made
+    kernels = {id(made.plan): made}
+    for plan in plans:
+        if len(kernels) == layouts.MOST or plan.microseconds > layouts.WORTH * plans[0].microseconds:
+            break
+        if layouts.name(plan) not in [layouts.name(kernel.plan) for kernel in kernels.values()]:
+            found = _compiled(plan, begun.batch, begun.device)
+            if found is not None:
+                kernels[id(plan)] = Kernel(program, plan, *found)
+
+    def run(plan: Plan) -> float:
+        return _microseconds(Bound(kernels[id(plan)], call, begun, tensors, seed), begun.device)
+
+    best = kernels[id(layouts.fastest([kernel.plan for kernel in kernels.values()], run, at))]
+    program.plans[_key(begun.batch, begun.device)] = best
+    return best
+
+
+def _microseconds(bound: Bound, device: torch.device) -> float:
+    """Of one run of a loop."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        bound.run()
+        return (time.perf_counter() - began) * 1e6
+    begin, end = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    begin.record()
+    bound.launch()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e3
+
+
+def _plans(program: Program, batch: int, device: torch.device) -> list[Plan]:
+    """The layouts, the best by the model first."""
+    from ..kernels.gpu import limits
     from ..plan.planner import EMULATED, planned
-    from .persistent_call import Kernel
+
+    known = EMULATED if device.type == "cpu" else limits.of_device(device)
+    return planned(program, batch, known, _precision(device))
+
+
+def _compiled(plan: Plan, batch: int, device: torch.device) -> tuple[KernelSource, Any] | None:
+    """The kernel of a layout; None where it spills or does not fit."""
+    from ..kernels.gpu import limits, source
+    from ..plan.measured import measured
 
     if device.type == "cpu":
-        plan = planned(program, batch, EMULATED, precision)[0]
         text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
-        return Kernel(program, plan, text, source.load(text.text, "persistent").loop)
+        return text, source.load(text.text, "persistent").loop
     known = limits.of_device(device)
-    choice = chosen(planned(program, batch, known, precision), lambda plan: measured(plan, batch, known.arch), known.shared_bytes)
+    found = measured(plan, batch, known.arch)
+    if isinstance(found, str) or found.spill_bytes or found.shared_bytes > known.shared_bytes:
+        return None
+    return found.source, found.function
+
+
+def _tuning_key(plans: Sequence[Plan], batch: int, device: torch.device) -> str:
+    import triton
+
+    from ..plan import tuned as layouts
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "emulated"
+    return layouts.key(plans, batch, where, f"torch {torch.__version__}, triton {triton.__version__}")
+
+
+def _key(batch: int, device: torch.device) -> str:
+    """Of a kernel among a program's plans: batches up to the same power of two share one."""
+    return f"persistent {device} {min(max(batch - 1, 0).bit_length(), 8)} {_precision(device)}"
+
+
+def _kernel(program: Program, batch: int, device: torch.device) -> Kernel:
+    from ..kernels.gpu import limits  # they import Triton
+    from ..plan import tuned as layouts
+    from ..plan.choice import chosen
+    from ..plan.measured import measured
+    from .persistent_call import Kernel
+
+    plans = _plans(program, batch, device)
+    if device.type == "cpu":
+        found = _compiled(plans[0], batch, device)
+        assert found is not None
+        return Kernel(program, plans[0], *found)
+    known = limits.of_device(device)
+    fastest = layouts.known(plans, _tuning_key(plans, batch, device))
+    choice = chosen(plans if fastest is None else [fastest, *plans], lambda plan: measured(plan, batch, known.arch), known.shared_bytes)
     for reason in choice.passed_over:
         log.debug("a layout was passed over: %s", reason)
     return Kernel(program, choice.plan, choice.measured.source, choice.measured.function)
