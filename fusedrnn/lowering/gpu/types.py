@@ -60,3 +60,8 @@ def loaded(expression: str, dtype: torch.dtype) -> str:
 def stored(expression: str, dtype: torch.dtype) -> str:
     """A register as `tl.store` takes it."""
     return f"({expression}).to({MEMORY[dtype]})"
+
+
+def carried_in(dtype: torch.dtype) -> str:
+    """The type in which a leaf goes from step to step."""
+    return "tl.int32" if dtype == torch.bool else REGISTERS[dtype]

@@ -1,0 +1,313 @@
+"""The values of a step as lines of a kernel. In: a schedule; out: names, and the lines that make what they name.
+
+A value is written where it is first asked for, at the columns that are asked for, by the rule of its operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Node
+from torch.utils._sympy.printers import PythonPrinter
+
+from ...capture.sizes import expression
+from ...optimise.graph import aten, placeholders, value
+from . import types
+from .rule import Columns, Lowering, Unlowered
+from .rules import READ_THROUGH, lower
+from .schedule import Schedule, Tile
+from .step import CarriedLeaf
+
+# Names of the kernel's own; a node of the same name gets another.
+_RESERVED = {
+    "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
+    "half",    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row",
+    "own", "product", "multiply", "resident", "streamed", "halves",
+    "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
+}  # fmt: skip
+
+
+class Values:
+    """The values of a step as lines of a kernel, each written where it is first asked for.
+
+    Args:
+        schedule: the step's.
+        batch_tile: the rows of a group.
+
+    Attributes:
+        lines: where values are written now; ``prelude``: those before the loop.
+        names: of what is written, by node and columns.
+        taken: names that are in use.
+        widths: of the vectors whose columns the kernel has.
+        externals, hoisted: the names of tensors that are known, or made, before the loop.
+        symbols: the sizes that the kernel has to know.
+        faults: names of what says that a row looked where there is nothing.
+    """
+
+    def __init__(self, schedule: Schedule, batch_tile: int) -> None:
+        self.schedule, self.step, self.sharing = schedule, schedule.step, schedule.sharing
+        self.bb = batch_tile
+        self.made = self.step.made
+        self.one_row = self.made.program.batch == 1
+        self.alone = self.sharing.programs == 1
+        self.prelude: list[str] = []
+        self.lines: list[str] = []
+        self.names: dict[tuple[Node, Columns | None], str] = {}
+        self.taken: set[str] = set(_RESERVED)
+        self.widths: set[int] = set()
+        self.externals: dict[Node, str] = {}
+        self.hoisted = {node: f"h{place}" for place, node in enumerate(self.step.hoisted)}
+        self.symbols: dict[str, None] = {}
+        self.faults: set[str] = set()
+        self.tile_of = {product.node: tile for tile in schedule.tiles for product, _ in tile.segments}
+        self.tiled: set[Tile] = set()
+        self.leaf_of = {leaf.node: leaf for leaf in self.step.leaves}
+        self.source_of = dict(zip(placeholders(self.made.module.graph), self.made.program.sources, strict=True))
+        self.taken |= (
+            {tile.name for tile in schedule.tiles} | {exchange.name for exchange in schedule.exchanges} | set(self.hoisted.values())
+        )
+
+    # What rules ask for.
+
+    def width(self, node: Any) -> int | None:
+        return self.step.width(node)
+
+    def size(self, node: Node, dim: int) -> str:
+        return self._size(value(node).shape[dim])
+
+    def _size(self, size: Any) -> str:
+        expr = sympy.sympify(size if isinstance(size, sympy.Expr) else expression(size))
+        if expr.is_Integer:
+            return str(int(expr))
+        for symbol in sorted(map(str, expr.free_symbols)):
+            self.symbols[symbol] = None
+            self.taken.add(symbol)
+        return str(expr) if expr.is_Symbol else f"({PythonPrinter().doprint(expr)})"
+
+    def fault(self, condition: str) -> None:
+        if condition not in self.faults:
+            self.faults.add(condition)
+            self.lines.append(f"bad = tl.where(({condition}) & (done == 0), 1, bad)")
+
+    def demand(self, node: Node, columns: Columns | None) -> str:
+        """The name of a node's value at columns; it is written if it is not there yet."""
+        if columns is not None and columns.width:
+            self.widths.add(columns.width)
+        key = (node, columns)
+        if key not in self.names:
+            self.names[key] = self._written(node, columns)
+        return self.names[key]
+
+    def _written(self, node: Node, columns: Columns | None) -> str:
+        made = value(node)
+        if not isinstance(made, torch.Tensor):
+            return self._size(made)
+        if node in self.hoisted:
+            return self._assign(node, columns, self.external(node, columns))
+        if node in self.step.invariant:
+            return self._invariant(node, columns)
+        own = columns is None or (columns.width == self.width(node) and not columns.shift)
+        if node in self.schedule.fixed and not own:
+            return self._assign(node, columns, self._moved(node, columns))
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node in self.tile_of:
+            return self._product(node)
+        if node.target is aten.mm.default:
+            return self._assign(node, columns, self._outer(node, columns))
+        if node.target is aten.argmax.default:
+            return self._best(node)
+        return self._assign(node, columns, lower(Lowering(node, columns, self)))
+
+    def _placeholder(self, node: Node) -> str:
+        kind = self.source_of[node].kind
+        if kind == "time":
+            return "time"
+        if kind == "finished":
+            return "(done > 0)"
+        leaf = self.leaf_of[node]
+        name = self._leaf_name(leaf)
+        return f"({name} != 0)" if value(node).dtype == torch.bool else name
+
+    def _invariant(self, node: Node, columns: Columns | None) -> str:
+        """Loaded or computed once, before the loop."""
+        before, self.lines = self.lines, self.prelude
+        try:
+            if node.op == "call_function" and node.target in READ_THROUGH:
+                return self._assign(node, columns, lower(Lowering(node, columns, self)))
+            return self._assign(node, columns, self.external(node, columns))
+        finally:
+            self.lines = before
+
+    def _outer(self, node: Node, columns: Columns | None) -> str:
+        """A product over one column."""
+        left, weight = node.args
+        return f"({self.demand(left, None)} * {self.demand(weight, columns)})"  # type: ignore[arg-type]
+
+    # Memory.
+
+    def external(self, node: Node, columns: Columns | None, at: tuple[int, str] | None = None, row: str | None = None) -> str:
+        rows = self.made.locality.of(node) if self.made.locality is not None else None
+        if rows is not None and rows.inner != 1:
+            raise Unlowered(node, "a tensor with the batch flattened into a dimension")
+        sizes, terms, by_row, by_column = list(value(node).shape), [], False, False
+        for dim, size in enumerate(sizes):
+            if at is not None and dim == at[0]:
+                index = f"({at[1]}).to(tl.int64)"
+            elif row is not None and dim == 0:
+                index, by_row = f"({row}).to(tl.int64)", True
+            elif rows is not None and dim == rows.dim:
+                index, by_row = "rows", True
+            elif expression(size) == 1:
+                continue
+            elif columns is None or by_column:
+                raise Unlowered(node, "a look-up that leaves several columns")
+            else:
+                index, by_column = self._column(columns, int(expression(size))), True
+            terms.append(self._scaled(index, sizes[dim + 1 :]))
+        name = self.hoisted.get(node) or self._external_name(node)
+        if node in self.hoisted:
+            terms.append(self._scaled("step", sizes))
+        masks = (["live"] if by_row else []) + ([columns.mask] if by_column and columns is not None and columns.mask else [])
+        mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
+        return types.loaded(f"tl.load({' + '.join([f'{name}', *terms])}{mask})", value(node).dtype)
+
+    def _column(self, columns: Columns, width: int) -> str:
+        """The index of columns, within a tensor of that many."""
+        reach = columns.shift + max(columns.width, 1)
+        return columns.index if columns.shift >= 0 and reach <= width else f"tl.minimum(tl.maximum({columns.index}, 0), {width - 1})"
+
+    def _scaled(self, index: str, sizes: Sequence[Any]) -> str:
+        strides = [self._size(size) for size in sizes if expression(size) != 1]
+        return " * ".join([index, *strides])
+
+    def _external_name(self, node: Node) -> str:
+        if node not in self.externals:
+            self.externals[node] = self._fresh(f"p_{node.name}")
+        return self.externals[node]
+
+    def _moved(self, node: Node, columns: Columns | None) -> str:
+        """A vector that has passed a barrier, at any columns."""
+        exchange = self.schedule.moved.get(node)
+        if exchange is None or columns is None:
+            raise Unlowered(node, "is read at columns that its program does not have")
+        half = "(1 - half)" if exchange.leaf is not None else "half"
+        mask = f", mask={columns.mask}, other=0" if columns.mask else ""
+        address = f"{exchange.name} + ({half} * padded + local) * {exchange.width} + {self._column(columns, exchange.width)}"
+        return types.loaded(f'tl.load({address}{mask}, cache_modifier=".cg")', exchange.dtype)
+
+    # Text.
+
+    def _fresh(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def _assign(self, node: Node, columns: Columns | None, text: str) -> str:
+        shift = "" if columns is None or not columns.shift else f"_at{columns.shift}".replace("-", "m")
+        name = self._fresh(f"{node.name}{shift}")
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def _own(self, node: Node) -> Columns | None:
+        width = self.width(node)
+        return None if width is None else Columns(width)
+
+    def _at_own(self, node: Any) -> str:
+        """A value, at the program's own columns if it is a vector."""
+        return self.demand(node, self._own(node))
+
+    def _leaf_name(self, leaf: CarriedLeaf) -> str:
+        name = self.names.get((leaf.node, Columns(-1)))
+        if name is None:
+            name = self.names[leaf.node, Columns(-1)] = self._fresh(f"{leaf.source.kind.replace(' ', '_')}_{leaf.source.place}")
+        return name
+
+    def _next_of(self, leaf: CarriedLeaf) -> str:
+        """The name of a leaf's next value, frozen where its row is finished."""
+        key = (leaf.node, Columns(-2))
+        if key not in self.names:
+            new, old, dtype = self._at_own(leaf.after), self._leaf_name(leaf), value(leaf.node).dtype
+            if dtype == torch.bool:
+                new = f"tl.where({new}, 1, 0)"
+            if leaf.by_row and self.made.retires:
+                text = f"tl.where(done > 0, {old}, {new})"
+            elif leaf.by_row or leaf.width is not None or self.one_row:
+                text = f"tl.where(live, {new}, {old})"
+            else:
+                text = new
+            name = self._fresh(f"{old}_next")
+            self.lines.append(f"{name} = ({text}).to({types.carried_in(dtype)})")
+            self.names[key] = name
+        return self.names[key]
+
+    def _product(self, node: Node) -> str:
+        """The products of a tile whose vector this program has whole; the others are there already."""
+        tile = self.tile_of[node]
+        if tile.exchange is not None:
+            raise Unlowered(node, "a product that is asked for before its vector is exchanged")
+        if tile not in self.tiled:
+            self.tiled.add(tile)
+            vector = self.demand(tile.left, Columns(tile.segments[0][0].inner))
+            inside = f"in{tile.segments[0][0].inner}"
+            whole = tile.segments[0][0].inner == tile.inner
+            masked = f"tl.where(live, {vector}, 0.0)" if whole else f"tl.where({inside} & live, {vector}, 0.0)"
+            self.lines.append(f"{tile.name}_x = own(({masked}).to({types.MEMORY[tile.dtype]}), {self._precision(tile)})")
+            z = self._fresh(f"{tile.name}_z")
+            self.lines.append(f"{z} = product({tile.name}, {tile.name}_x, {self._zeros(tile)}, {self._precision(tile)})")
+            self._take_apart(tile, z, 0, tile.rows, self.lines, {})
+        return self.names[node, self._own(node)]
+
+    def _fresh_once(self, node: Node) -> str:
+        """The name under which the result of a carried product goes from one step to the next."""
+        key = (node, Columns(-3))
+        if key not in self.names:
+            self.names[key] = self._fresh(node.name)
+        return self.names[key]
+
+    def _precision(self, tile: Tile) -> str:
+        return '"tf32"' if tile.dtype in types.HALVES else "PREC"
+
+    def _far(self, tile: Tile) -> int:
+        return self.sharing.programs * tile.rows * tile.inner
+
+    def _take_apart(self, tile: Tile, z: str, begin: int, rows: int, lines: list[str], names: dict[Node, str]) -> None:
+        inside = [(product, at) for product, at in tile.segments if begin <= at < begin + rows]
+        if not inside:
+            return
+        block = self.sharing.block(inside[0][0].width)
+        if len(inside) == 1 and block == rows:
+            product = inside[0][0]
+            name = names.get(product.node) or self._fresh(product.node.name)
+            if product.width == 1:  # one column: its row of the tile
+                z = f"tl.sum(tl.where(m{rows}[:, None] == 0, {z}, 0.0), 0)[None, :]"
+            lines.append(f"{name} = {z}")
+            if product.node not in names:
+                self.names[product.node, self._own(product.node)] = name
+            return
+        upper, lower_half = self._fresh(f"{z}_u"), self._fresh(f"{z}_l")
+        lines.append(f"{upper}, {lower_half} = halves({z}, {rows // 2}, {self.bb})")
+        self._take_apart(tile, upper, begin, rows // 2, lines, names)
+        self._take_apart(tile, lower_half, begin + rows // 2, rows // 2, lines, names)
+
+    def _best(self, node: Node) -> str:
+        """The index of a vector's greatest number, where this program has all of it."""
+        if node in self.schedule.reductions:
+            raise Unlowered(node, "an argmax that is asked for before its barrier")
+        width = self.width(node.args[0])
+        return self._assign(node, None, f"key_index({self._keys(node)}, {width})[None, :].to(tl.int64)")
+
+    def _keys(self, node: Node) -> str:
+        """The greatest key of this program's columns, ``[rows]``."""
+        source: Any = node.args[0]
+        width = self.width(source)
+        numbers = self._at_own(source)
+        full = f"{numbers} + tl.zeros((1, {self.bb}), tl.float32)"
+        return f"tl.max(tl.where(in{width}, order_key({full}, c{width}), LOWEST), 0)"
+
+    def _zeros(self, tile: Tile) -> str:
+        return f"tl.zeros(({tile.rows}, {self.bb}), tl.float32)"
