@@ -41,7 +41,7 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
         "registers": numbers.registers,
         "spill_bytes": numbers.spill_bytes,
         "shared_bytes": numbers.shared_bytes,
-        "resident": all(tile.resident for tile in plan.schedule.tiles),
+        "resident": plan.resident,
         "in_loop_weight_loads": numbers.in_loop_weight_loads,
         "barriers_per_step": barriers(text.text),
         "resident_weight_loads": sum(bool(resident & set(origin.split("|"))) for origin in loads),

@@ -42,7 +42,7 @@ class Choice(Generic[M]):
     passed_over: tuple[str, ...]
 
 
-def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10) -> Choice[M]:
+def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 6) -> Choice[M]:
     """The first plan whose kernel fits into shared memory and does not spill; where each spills, the one that spills least.
 
     The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does.
@@ -51,14 +51,18 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         plans: the best by the model first.
         compiled: compiles a plan; where the compiler refuses it, says why in one line.
         shared_bytes: that one program may use.
-        most: how many plans that fit are compiled before the least spills are taken; those that do not fit are not counted.
+        most: how many plans that fit are compiled, of those that keep all weights on-chip and of the others, before the least spills are
+            taken; those that do not fit are not counted.
 
     Raises:
         Unlowered: no plan fits.
     """
     fitting: list[tuple[int, int, M]] = []
+    tried = {True: 0, False: 0}
     why: dict[int, str] = {}
     for place, plan in enumerate(plans):
+        if tried[plan.resident] == most:
+            continue
         measured = compiled(plan)
         if isinstance(measured, str):
             why[place] = f"{_named(plan)}: {measured}"
@@ -66,8 +70,9 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
             why[place] = f"{_named(plan)}: needs {measured.shared_bytes} bytes of shared memory, there are {shared_bytes}"
         else:
             fitting.append((measured.spill_bytes, place, measured))
+            tried[plan.resident] += 1
             why[place] = f"{_named(plan)}: spills {measured.spill_bytes} bytes a thread"
-            if not measured.spill_bytes or len(fitting) == most:
+            if not measured.spill_bytes:
                 break
     if not fitting:
         raise Unlowered(None, f"no layout's kernel fits: {'; '.join(why.values()) or 'there is none'}")

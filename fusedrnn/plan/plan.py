@@ -42,6 +42,11 @@ class Plan:
     def programs(self) -> int:
         return self.schedule.sharing.programs
 
+    @property
+    def resident(self) -> bool:
+        """Whether all weights stay on-chip."""
+        return all(tile.resident for tile in self.schedule.tiles)
+
     def groups(self, batch: int) -> int:
         """The groups of one launch."""
         return min(-(-batch // self.batch_tile), self.most_groups)

@@ -19,7 +19,7 @@ _BATCH_TILES = (16, 32, 64, 128)
 _BLOCKS = (4, 8, 16, 32, 64, 128, 256)
 _CHUNK = 128
 _WGMMA_ROWS = 64  # fewer rows of a tile than that are multiplied warp by warp, on any device
-_DOUBT = 1.05  # a streamed layout must be so much better than a resident one: its reads contend, which the model does not know
+_DOUBT = 1.02  # a streamed layout must be so much better than a resident one: its reads contend, which the model does not know
 _MOST_ACCUMULATORS = 64  # registers a thread that a tile's results may take
 
 
@@ -49,8 +49,7 @@ def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
         raise Unlowered(None, f"no layout fits {limits.name}: its weights need more than the shared memory of {limits.sms} multiprocessors")
 
     def cost(plan: Plan) -> float:
-        resident = all(tile.resident for tile in plan.schedule.tiles)
-        return plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) * (1.0 if resident else _DOUBT)
+        return plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) * (1.0 if plan.resident else _DOUBT)
 
     return sorted(found, key=cost)
 

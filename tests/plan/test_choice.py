@@ -10,13 +10,13 @@ from fusedrnn.plan.choice import chosen
 LIMIT = 1000
 
 
-def plans(count):
-    return [SimpleNamespace(programs=8, batch_tile=16 << place) for place in range(count)]
+def plans(count, streamed=()):
+    return [SimpleNamespace(programs=8, batch_tile=16 << place, resident=place not in streamed) for place in range(count)]
 
 
-def choice(*found, **options):
+def choice(*found, streamed=(), **options):
     """The choice among kernels (spill bytes, shared bytes) or what the compiler says, and how many of them were compiled."""
-    made, compiled = plans(len(found)), []
+    made, compiled = plans(len(found), streamed), []
 
     def compile_plan(plan):
         compiled.append(plan)
@@ -57,6 +57,11 @@ def test_where_each_spills_the_least_is_taken_of_the_first_few_that_fit():
     assert (taken.place, compiled) == (1, 2)
     taken, compiled = choice((8, 10), (8, 10))
     assert (taken.place, compiled) == (0, 2)
+
+
+def test_where_all_that_stay_on_chip_spill_one_that_does_not_is_tried():
+    taken, compiled = choice((8, 10), (4, 10), (2, 10), (6, 10), (0, 10), (0, 10), streamed=(3, 5), most=2)
+    assert (taken.place, compiled) == (5, 4)
 
 
 def test_nothing_fits():

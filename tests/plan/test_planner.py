@@ -66,11 +66,11 @@ def planned(kind, size, dtype, batch, arch):
     for plan in found:
         check(plan, step, batch, device)
     times = [plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) for plan in found]
-    resident = [all(tile.resident for tile in plan.schedule.tiles) for plan in found]
+    resident = [plan.resident for plan in found]
     for kind in (True, False):
         alike = [time for time, stays in zip(times, resident, strict=True) if stays == kind]
         assert alike == sorted(alike)
-    assert not resident[0] or times[0] <= 1.05 * min(times)  # a resident one goes before a streamed one that is hardly better
+    assert not resident[0] or times[0] <= 1.02 * min(times)  # a resident one goes before a streamed one that is hardly better
     return found
 
 
