@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-exhaustive lint clean
+OLD_TRITON := .triton-3.6.0
+
+.PHONY: demo test test-slow test-exhaustive compile-checks lint clean
 
 demo: $(MARK)
 	$(BIN)/python -m fusedrnn.demo
@@ -18,6 +20,15 @@ test-slow: $(MARK)
 test-exhaustive: $(MARK)
 	$(BIN)/pytest -m exhaustive -n 2
 
+# The kernels of the quick rows on the newest Triton and on the oldest that is supported; no GPU is needed.
+compile-checks: $(MARK) $(OLD_TRITON)/.installed
+	$(BIN)/python -m bench compile --quick
+	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m bench compile --quick
+
+$(OLD_TRITON)/.installed:
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --target $(OLD_TRITON) triton==3.6.0
+	touch $@
+
 lint: $(MARK)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +41,4 @@ $(MARK): pyproject.toml constraints.txt
 	touch $(MARK)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLD_TRITON) build dist *.egg-info
