@@ -42,7 +42,7 @@ class Choice(Generic[M]):
     passed_over: tuple[str, ...]
 
 
-def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 6) -> Choice[M]:
+def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10) -> Choice[M]:
     """The first plan whose kernel fits into shared memory and does not spill; where each spills, the one that spills least.
 
     The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does.
