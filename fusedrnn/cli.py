@@ -87,14 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     g2p.add_argument("words", nargs="*", metavar="WORD", help="words; without any, and without --file, the lines of standard input")
     g2p.add_argument("--file", "-f", metavar="F", help="a UTF-8 file of one word a line; - is standard input")
     g2p.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="the most words to decode at once (default 256)")
-    g2p.add_argument("--backend", default="auto", metavar="B", help="auto, persistent, stepwise, native or reference (default auto)")
+    g2p.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help=f"auto, persistent, stepwise, native or reference (default auto: for up to {_FEW} words reference, which needs no compiler)",
+    )
     g2p.add_argument("--stats", action="store_true", help="words, words/s, steps and the executor, on standard error")
     g2p.add_argument("--json", action="store_true", help='one {"word": ..., "phonemes": [...]} a line')
     g2p.set_defaults(run=g2p_command)
 
     explain = commands.add_parser("explain", help="what fusedrnn makes of a loop, and why", description=explain_command.__doc__)
     explain.add_argument("target", metavar="LOOP", help="g2p, or path/to/file.py:function, which returns (cell, loop_fn)")
-    explain.add_argument("--backend", default="auto", metavar="B", help="as for g2p (default auto)")
+    explain.add_argument("--backend", default="auto", metavar="B", help="auto, persistent, stepwise, native or reference (default auto)")
     explain.add_argument("--json", action="store_true", help="one JSON object, by the loops' names")
     explain.add_argument("--graph", choices=_STAGES, metavar="STAGE", help=f"the graph of a step instead: {', '.join(_STAGES)}")
     explain.set_defaults(run=explain_command)
@@ -172,7 +177,8 @@ def _info_text(found: dict[str, Any]) -> str:
     lines += [
         f"  {name:<11} {'available' if reason is None else 'not available: ' + reason}" for name, reason in found["executors"].items()
     ]
-    lines.append(f"  {'auto':<11} {found['auto'] or found['auto_reason']}")
+    auto = "the first of these that can run a loop, weighed against the cost of compiling it" if found["auto"] == "auto" else found["auto"]
+    lines.append(f"  {'auto':<11} {auto or found['auto_reason']}")
     lines.append("environment")
     lines += [f"  {name:<22} {'not set' if value is None else value}" for name, value in found["environment"].items()]
     return "\n".join(lines)
@@ -207,7 +213,7 @@ def g2p_command(args: argparse.Namespace) -> None:
 def explain_command(args: argparse.Namespace) -> None:
     """Print what fusedrnn makes of a loop: which executor runs it and why not another, what a step reads and feeds back, how rows finish,
     what is computed before the loop, and what a step costs. The loop does not run. g2p stands for both loops of the model for a few
-    words."""
+    words, as raw_rnn runs them: the command g2p itself takes `reference` for as few, to answer sooner."""
     import torch
 
     from .explanation import explain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import time
@@ -45,7 +44,7 @@ class Impurity(NamedTuple):
 def impurity(who: str, what: str, code: Code, line: int, does: str = "calls") -> Impurity:
     is_random = what.startswith(_RANDOM) or does == _DRAWS
     advice = "use fusedrnn.random or torch.rand" if is_random else _INDEX if does == _ADVANCES else "leave it out"
-    return Impurity(f"{who} {does} {what} ({os.path.basename(code.file)}:{line})", f"{code.file}:{line}", advice)
+    return Impurity(f"{who} {does} {what}", f"{code.file}:{line}", advice)
 
 
 _DRAWS, _ADVANCES = "draws from", "advances"

@@ -13,10 +13,10 @@ from torch.fx import Graph, Node
 from ..capture.program import INVARIANT
 from ..lowering import pointwise
 from ..lowering.source import LoopSource
-from ..optimise.graph import aten, made_of, value
+from ..optimise.graph import aten, made_of, operator_name, value
 from ..optimise.locality import shape
 from .facts import Cost, Phase, Product
-from .names import THROUGH, Names, Sizes, is_tensor, location, operator_name, through
+from .names import THROUGH, Names, Sizes, is_tensor, location, through
 
 _PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
 _POINTWISE = {aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor}
@@ -37,7 +37,25 @@ def _is_other(node: Node) -> bool:
 def product(node: Node, left: Node, weight: Node, ahead: bool, names: Names, sizes: Sizes) -> Product:
     *rows, k = sizes.of(left)
     m: int | str = math.prod(int(size) for size in rows) if all(isinstance(size, int) for size in rows) else " x ".join(map(str, rows))
-    return Product(m, k, sizes.of(weight)[-1], names.text(weight), ahead, location(node))
+    return Product(m, k, sizes.of(weight)[-1], names.text(weight), ahead, location(node), "" if ahead else _needs(left, names))
+
+
+def _needs(node: Node, names: Names) -> str:
+    """What keeps a product of a node in the step."""
+    seen: dict[Node, None] = {}
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen[node] = None
+            waiting.extend(reversed(node.all_input_nodes))
+    sources = [names.source_of[node] for node in seen if node in names.source_of]
+    carried = [names.source(source) for source in sources if source.kind not in (*INVARIANT, "time", "finished")]
+    if carried:
+        return ", ".join(carried)
+    if any(node.target in _PRODUCTS for node in seen):
+        return "another product"
+    return "a look-up that only a step that runs may make"
 
 
 def phases(source: LoopSource, names: Names, sizes: Sizes) -> tuple[list[Phase], list[Product]]:
@@ -74,7 +92,7 @@ def after(source: LoopSource, names: Names, sizes: Sizes) -> list[Product]:
                 of_step = named.get(_matrix(weight).name)
                 text = names.text(weight) if of_step is None else names.text(of_step) + (".T" if _matrix(weight) is not weight else "")
                 (m, k), n = sizes.of(left), sizes.of(weight)[-1]
-                found.append(Product(m, k, n, text, False, location(node)))
+                found.append(Product(m, k, n, text, False, location(node), ""))
     return found
 
 

@@ -154,6 +154,7 @@ class Product:
         weight: the matrix, as Python would write it.
         ahead: it waits for nothing but the time, and is made for several steps at once.
         location: ``file:line``.
+        needs: what keeps it in the step: the carried leaves that it depends on, or why it is not made ahead; "" outside the step.
     """
 
     m: int | str
@@ -162,6 +163,7 @@ class Product:
     weight: str
     ahead: bool
     location: str | None
+    needs: str
 
     def __str__(self) -> str:
         return f"[{self.m} x {self.k} x {self.n}]"

@@ -14,7 +14,7 @@ from ..capture import closure, ops, places
 from ..capture.program import Program, Source
 from ..capture.sizes import expression
 from ..contract import Call, Port, Start
-from ..optimise.graph import aten, placeholders, value
+from ..optimise.graph import aten, operator_name, placeholders, value
 from ..optimise.locality import shape
 
 _DEPTH = 5  # of an expression, before it becomes "..."
@@ -135,12 +135,6 @@ class Names:
         if name in ("select", "slice", "permute", "transpose", "sum", "mean", "any", "all", "argmax"):
             return f"{first}.{name}(...)" if name in ("slice", "permute", "transpose") else f"{name}({arguments[0]})"
         return f"{name}({', '.join(arguments)})"
-
-
-def operator_name(node: Node) -> str:
-    """The name of what a node calls, without its overload."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(packet).rpartition(".")[2] if packet is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def through(node: Any) -> Any:

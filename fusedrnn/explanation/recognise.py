@@ -11,10 +11,10 @@ from torch.fx import Graph, Node
 from ..capture import ops
 from ..capture.program import Program, Source, Target
 from ..capture.sizes import expression
-from ..optimise.graph import aten, made_of, outputs, value
+from ..optimise.graph import aten, made_of, operator_name, outputs, value
 from ..optimise.locality import shape
 from .facts import Bound, Embedding, Feedback, Finish, Read
-from .names import Names, Sizes, dtype, is_tensor, location, operator_name, through
+from .names import Names, Sizes, dtype, is_tensor, location, through
 
 _PICKS = {aten.argmax.default, aten.max.dim, aten.topk.default, aten.sort.default, aten.sort.stable}
 _LOOK_UPS = {aten.index.Tensor: None, aten.gather.default: 1, aten.index_select.default: 1}  # and where their dimension stands

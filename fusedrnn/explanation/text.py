@@ -146,7 +146,7 @@ def _work(step: Step) -> Iterator[tuple[str, str]]:
     if step.phases is not None:
         yield "step", _count(len(step.phases), "phase")
         for number, phase in enumerate(step.phases):
-            parts = [f"{product} with {product.weight}" for product in phase.products]
+            parts = [f"{product} of {product.needs} with {product.weight}" for product in phase.products]
             if phase.elementwise:
                 parts.append(f"{phase.elementwise} elementwise, fused")
             yield f"  phase {number}", "; ".join(parts + phase.others) or "nothing"

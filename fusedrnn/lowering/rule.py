@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.utils._sympy.printers import CppPrinter
 
 from ..capture.sizes import expression
-from ..optimise.graph import aten, value
+from ..optimise.graph import aten, operator_name, value
 from ..optimise.locality import Rows, shape
 from .block import Block
 from .pointwise import cast, computed_in, literal
@@ -140,7 +140,6 @@ class Unlowered(Exception):
     """
 
     def __init__(self, node: Node, what: str = "") -> None:
-        name = getattr(node.target, "__name__", str(node.target))
-        super().__init__(f"the native executor has no {name}{' for ' + what if what else ''}")
+        super().__init__(f"the native executor has no {operator_name(node)}{' for ' + what if what else ''}")
         self.reason = str(self)
         self.location = node.meta.get("stack_trace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -114,6 +115,14 @@ def replace(node: Node, by: Any) -> None:
 def location(node: Node) -> str | None:
     """``file:line`` of the user's code that a node comes from."""
     return node.meta.get("stack_trace")
+
+
+def operator_name(node: Node) -> str:
+    """The name of what a node calls, without its overload; for one of several results, of what gave them."""
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        return operator_name(node.args[0])
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet).rpartition(".")[2] if packet is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def show(graph: Graph) -> str:

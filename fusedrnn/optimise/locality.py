@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from ..capture import ops
 from ..capture.program import Program
 from ..capture.sizes import expression
-from .graph import aten, location, value
+from .graph import aten, location, operator_name, value
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Mixes(Exception):
     """
 
     def __init__(self, node: Node, how: str) -> None:
-        super().__init__(f"{getattr(node.target, '__name__', node.target)} {how}")
+        super().__init__(f"{operator_name(node)} {how}")
         self.reason = str(self)
         self.location = location(node)
 

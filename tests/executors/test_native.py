@@ -383,6 +383,7 @@ print(len(compiled), state.double().sum().item())
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path):
     surroundings = {**os.environ, "FUSEDRNN_CACHE_DIR": str(tmp_path)}
     told = [

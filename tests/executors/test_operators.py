@@ -845,7 +845,7 @@ def test_operators_with_a_rule(group, mode):
     check(_numbered(RULED[group * len(RULED) // RULE_GROUPS : (group + 1) * len(RULED) // RULE_GROUPS]), shaped(), known(), mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode if mode == "rows" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES])
 def test_draws(mode):
     check(_numbered([ops.draw]), shaped(), known(), mode)
 

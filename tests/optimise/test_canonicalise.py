@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusedrnn
@@ -276,6 +276,7 @@ STEPS = [
 ]  # fmt: skip
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, len(STEPS) - 1), min_size=1, max_size=5), st.booleans())
 def test_any_graph(recipe, split):
     def function(x, w):

@@ -38,6 +38,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_plan():
     environment = {name: value for name, value in os.environ.items() if name not in ("FUSEDRNN_EMULATE", "TRITON_INTERPRET")}
     root = Path(__file__).parents[2]

@@ -73,6 +73,7 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_only(tmp_path, monkeyp
     assert tuned.fastest(plans[:2], lambda _: 1.0, "key") is plans[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not gpu.EMULATED, reason="no kernel is emulated")
 @torch.no_grad()
 def test_a_loop_is_run_with_its_layouts(monkeypatch):

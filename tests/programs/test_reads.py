@@ -43,7 +43,7 @@ def test_lstm_cond(p, raw_rnn):
     return raw_rnn(cell, loop_fn)
 
 
-@golden("lstm_natural", not_persistent="all.default reduces over the batch")
+@golden("lstm_natural", not_persistent="all reduces over the batch")
 def test_lstm_cond_operands(p, raw_rnn):
     cell = torch_cell(nn.LSTMCell, p)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
-from ...optimise.graph import location, value
+from ...optimise.graph import location, operator_name, value
 from . import types
 
 
@@ -115,8 +115,7 @@ class Unlowered(Exception):
     """
 
     def __init__(self, node: Node | None, what: str) -> None:
-        target = getattr(node, "target", None)
-        name = "" if node is None else f"{getattr(target, '__name__', target)}: " if node.op == "call_function" else ""
+        name = f"{operator_name(node)}: " if node is not None and node.op == "call_function" else ""
         super().__init__(f"{name}{what}")
         self.reason = str(self)
         self.location = None if node is None else location(node)

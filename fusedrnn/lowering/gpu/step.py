@@ -101,7 +101,7 @@ class Step:
         if len(sizes) > 1:
             raise Unlowered(node, f"a tensor of {len(sizes)} dimensions a row: {[*map(str, sizes)]}")
         if sizes and not sympy.sympify(sizes[0]).is_Integer:
-            raise Unlowered(node, f"a vector of {sizes[0]} columns, a size that is not known when the kernel is made")
+            raise Unlowered(node, "a vector whose size may differ from call to call: a kernel is made for one")
         return int(sizes[0]) if sizes else None
 
 

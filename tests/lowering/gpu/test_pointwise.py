@@ -42,7 +42,7 @@ def pointwise_cases(chosen: list[tuple[Any, torch.dtype]]) -> tuple[dict[str, Ca
     return cases, data
 
 
-@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_pointwise(turn):
     """Each operator on one dtype or another."""
     check(*pointwise_cases([(op, DTYPES[(place + 3 * turn) % 6]) for place, op in enumerate(TABLED)]), backends=["persistent"])
@@ -236,7 +236,7 @@ def test_the_rules_have_cases():
     assert [str(op) for op in RULES if op not in CASES and op not in NOT_MET] == []
 
 
-@pytest.mark.parametrize("group", range(3))
+@pytest.mark.parametrize("group", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_operators_with_a_rule(group):
     chosen = list(CASES)[group::3]
     check({f"{op}: {place}": case for op in chosen for place, case in enumerate(CASES[op])}, values(), known(), backends=["persistent"])
