@@ -21,8 +21,8 @@ class Reads(Draws):
     """While active, integer tensors that index a tensor follow the read rule; look-ups past the end are noted in the frame.
 
     It covers ``x[i]`` (also within a tuple: ``x[:, i]``, ``x[i, rows]``; also for a Python int), ``select``, ``narrow`` to one
-    element, ``index_select``, ``gather``, ``take_along_dim`` and ``embedding``. Negative indices count from the end, and a slice
-    past the end is empty, as in torch. Random functions are those of `Draws`.
+    element, ``index_select``, ``gather``, ``take_along_dim`` and ``embedding``. Negative indices count from the end, one before the front
+    is as one past the end, and a slice past the end is empty, as in torch. Random functions are those of `Draws`.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -48,7 +48,11 @@ def is_traced() -> bool:
 
 def traced_element(elements: torch.Tensor | list[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
     """One of the elements, at a traced position."""
-    return (elements if isinstance(elements, torch.Tensor) else torch.stack(elements))[index]
+    elements = elements if isinstance(elements, torch.Tensor) else torch.stack(elements)
+    frame = current()
+    if frame is None or index is not frame.clock:  # there is nothing at a negative position
+        index = torch.where(index < 0, elements.shape[0], index)
+    return elements[index]
 
 
 def check(frame: Frame, finished: torch.Tensor) -> None:
@@ -66,7 +70,7 @@ def check(frame: Frame, finished: torch.Tensor) -> None:
             shown = f"{rows[:8]}{' and more' if len(rows) > 8 else ''}"
             raise IndexError(
                 f"loop_fn at time {frame.time} read index {read.position} of dimension {read.dim} of an input of shape {list(read.shape)}, "
-                f"past its end, for rows that are not finished: {shown}. Report them finished at that time, or clamp the index."
+                f"{'past its end' if read.position >= 0 else 'before its front'}, for rows that are not finished: {shown}. Report them finished at that time, or clamp the index."
             )
     frame.past_end.clear()
 
@@ -77,10 +81,10 @@ def _bounded(frame: Frame, x: torch.Tensor, dim: int, index: Any, batch_axis: in
     at: Any
     if isinstance(index, (int, np.integer)) or index.ndim == 0:
         at = int(index)
-        if at < size:
+        if -size <= at < size:
             return x, at
         frame.past_end.append(PastEnd(at, tuple(x.shape), dim, None))
-        at = max(size - 1, 0)
+        at = 0 if at < 0 else max(size - 1, 0)
     else:
         past = index >= size
         if not past.any():

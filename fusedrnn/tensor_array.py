@@ -91,17 +91,16 @@ class TensorArray:
         """The element at position ``i``.
 
         Inside a loop_fn a position past the end gives the last element (of an empty array: zeros), and the loop raises IndexError if
-        a row that is unfinished after that call did so. Elsewhere it raises IndexError. A negative position always does.
+        a row that is unfinished after that call did so; so does a negative position. Elsewhere both raise IndexError.
         """
         if isinstance(i, torch.Tensor) and reads.is_traced():
             return reads.traced_element(self._filled("TensorArray.read") if self._whole is None else self._whole, i)
         at = _integer("i", i)
-        if at < 0:
-            raise IndexError(f"TensorArray.read: i must not be negative, got {at}")
-        if at >= self.size():
+        if not 0 <= at < self.size():
             shape = (self._size, *(-1 if d is None else d for d in self._element_shape or ()))
             if not reads.past_end(at, shape):
-                raise IndexError(f"TensorArray.read: position {at} of an array of {self._size}")
+                negative = f"TensorArray.read: i must not be negative, got {at}"
+                raise IndexError(negative if at < 0 else f"TensorArray.read: position {at} of an array of {self._size}")
             if not self._size:
                 return self._zeros("TensorArray.read")
             at = self._size - 1

@@ -51,6 +51,7 @@ class TracedArray(TensorArray):
         size = before
         for at, _ in self.writes:
             size = torch.maximum(size, at + 1)
+        index = torch.where(index < 0, size, index)  # there is nothing at a negative position
         self.looked_past(index >= size)
         index = torch.minimum(index, size - 1)
         element = torch.where(index < before, ops.read(self.content, index, 0), 0)

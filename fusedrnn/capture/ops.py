@@ -18,17 +18,15 @@ _library: Any = torch.library.Library("fusedrnn", "DEF")  # type: ignore[no-unty
 
 
 def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x.select(dim, index)``; past the end the last element, of an empty input zeros."""
+    """``x.select(dim, index)``; past the end the last element, before the front the first one, of an empty input zeros."""
     size = x.shape[dim]
     at = int(index)
     if at < 0:
         at += size
     if not 0 <= at < size:
-        if at < 0 and size:
-            raise IndexError(f"index {int(index)} is out of bounds for dimension {dim} with size {size}")
         if not size:
             return x.sum(dim, dtype=x.dtype)
-        at = size - 1
+        at = 0 if at < 0 else size - 1
     return x.select(dim, at)
 
 

@@ -231,7 +231,7 @@ class Capture:
         result = self.call.cell(begun.inputs_port.tree(inputs), begun.state_port.tree(seen))
         output, cell_state = contract.cell_results(mode.stood_in(result), 1)
         mode.who = "loop_fn"
-        output, cell_state = (_guarded(tree, finished) for tree in (output, cell_state))
+        output, cell_state = _guarded((output, cell_state), finished, mode)
         loop_state = None if begun.loop_state is None else self._carried("loop_state", mode, by_kind)
         mode.loop_state = [leaf for leaf in loop_state or [] if isinstance(leaf, torch.Tensor)]
         carried = None if begun.loop_state_port is None else begun.loop_state_port.tree(loop_state or [])
@@ -335,12 +335,27 @@ def _with_batch(leaf: Leaf, batch: int, symbol: Any, every: bool) -> Leaf:
     return leaf
 
 
-def _guarded(tree: Any, finished: torch.Tensor) -> Any:
-    def guard(leaf: Any) -> Any:
-        mine = isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex()) and leaf.ndim
-        return ops.guard(leaf, finished) if mine and leaf.shape[0] == finished.shape[0] else leaf
+def _guarded(made: tuple[Any, Any], finished: torch.Tensor, mode: Tracing) -> tuple[Any, Any]:
+    """What the cell makes, as loop_fn sees it. A tensor that is output and state is one tensor for loop_fn too."""
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    return trees.map_leaves(guard, tree)
+    def guard(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()) or not leaf.ndim:
+            return leaf
+        if leaf.shape[0] != finished.shape[0]:
+            return leaf
+        if id(leaf) not in known:
+            known[id(leaf)] = leaf, ops.guard(leaf, finished)
+        return known[id(leaf)][1]
+
+    output, cell_state = (trees.map_leaves(guard, tree) for tree in made)
+    pairs = list(known.values())
+    mode.overlapping = [seen for leaf, seen in pairs if any(other is not leaf and _overlaps(leaf, other) for other, _ in pairs)]
+    return output, cell_state
+
+
+def _overlaps(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch._C._is_alias_of(one, other)  # type: ignore[attr-defined, no-any-return]
 
 
 def _copied(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:

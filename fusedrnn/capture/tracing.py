@@ -93,6 +93,7 @@ class Tracing(TorchFunctionMode):
         self.inputs: list[torch.Tensor] = []  # the cell's, as it sees them
         self.changes_inputs: NotCapturable | None = None
         self.loop_state: list[torch.Tensor] = []  # its traced leaves
+        self.overlapping: list[torch.Tensor] = []  # what the cell made that shares its memory with another leaf that it made
         self._elements: list[torch.Tensor] = []  # what was looked up at a traced place: a copy here, a view for whoever wrote the code
         self._changed: list[tuple[torch.Tensor, NotCapturable]] = []  # those of them that were changed in place and not put back
         self._taken: list[torch.Tensor] = []  # the predicates of the branches being traced
@@ -107,6 +108,8 @@ class Tracing(TorchFunctionMode):
         node_meta.current_meta["stack_trace"] = refusal.here()
         if args and _changes(func):
             self._note_change(func, *args)
+        if isinstance(kwargs.get("out"), torch.Tensor):
+            self._note_change(func, kwargs["out"])
         result = self._dispatched(func, args, kwargs)
         if torch.is_grad_enabled() or not isinstance(result, (torch.Tensor, tuple, list)):
             return result
@@ -170,6 +173,7 @@ class Tracing(TorchFunctionMode):
             (self._elements, "what it looked up, and so the tensor it looked it up in: copy it first (clone())"),
             (self.stand_ins.values(), "a tensor that it closes over: carry it in the state or in loop_state"),
             (self.loop_state, "loop_state: return another tensor"),
+            (self.overlapping, "a part of what the cell made that shares its memory with another part: copy it first (clone())"),
         ):
             if _is_view(x, tensors):
                 self._changed.append((x, NotCapturable(f"{self.who} changes in place {what}", refusal.here())))
@@ -215,7 +219,8 @@ class Tracing(TorchFunctionMode):
             return self._copied(x.index_select(dim, index.reshape(1)).squeeze(dim))
         if self.starts and index is self.clock and x.shape[dim] > 0:
             return x.select(dim, 0)
-        self.looked_past(index >= x.shape[dim])
+        past = index >= x.shape[dim]
+        self.looked_past(past if index is self.clock else past | (index < -x.shape[dim]))
         self.reads += [(real, dim) for real, traced in self.stand_ins.items() if traced is x]
         return self._copied(ops.read(x, index, dim))
 
