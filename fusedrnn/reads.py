@@ -68,9 +68,10 @@ def check(frame: Frame, finished: torch.Tensor) -> None:
         if by.any():
             rows = by.nonzero().flatten().tolist()
             shown = f"{rows[:8]}{' and more' if len(rows) > 8 else ''}"
+            where = "past its end" if read.position >= 0 else "before its front"
             raise IndexError(
                 f"loop_fn at time {frame.time} read index {read.position} of dimension {read.dim} of an input of shape {list(read.shape)}, "
-                f"{'past its end' if read.position >= 0 else 'before its front'}, for rows that are not finished: {shown}. Report them finished at that time, or clamp the index."
+                f"{where}, for rows that are not finished: {shown}. Report them finished at that time, or clamp the index."
             )
     frame.past_end.clear()
 

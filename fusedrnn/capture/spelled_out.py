@@ -166,10 +166,31 @@ def _bucketize(input: Any, boundaries: torch.Tensor, *, out_int32: bool = False,
     return _searchsorted(boundaries, input, out_int32=out_int32, right=right)
 
 
+def padded(x: torch.Tensor, pads: Sequence[int], value: float = 0.0) -> torch.Tensor:
+    """``constant_pad_nd``; torch's own fixes the batch size (torch 2.13)."""
+    for place in range(len(pads) // 2):
+        dim = x.ndim - 1 - place
+        for pad, ahead in ((pads[2 * place], True), (pads[2 * place + 1], False)):
+            if pad < 0:
+                x = x.narrow(dim, -pad if ahead else 0, x.shape[dim] + pad)
+            elif pad > 0:
+                block = x.new_full((*x.shape[:dim], pad, *x.shape[dim + 1 :]), value)
+                x = torch.cat([block, x] if ahead else [x, block], dim)
+    return x
+
+
+def _pad(input: torch.Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> torch.Tensor:
+    numbers = all(isinstance(size, int) for size in pad)
+    if mode != "constant" or not numbers or len(pad) % 2 or len(pad) > 2 * input.ndim:
+        return F.pad(input, pad, mode, value)
+    return padded(input, pad, value or 0.0) if any(pad) else input.clone()
+
+
 SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     F.cosine_similarity: _cosine_similarity,
     F.scaled_dot_product_attention: _attention,
     F.embedding_bag: _embedding_bag,
+    F.pad: _pad,
     torch.bilinear: _bilinear,
     torch.bucketize: _bucketize,
     torch.cdist: _cdist,

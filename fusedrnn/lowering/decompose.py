@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch._decomp import decomposition_table
 from torch.fx import Graph, Interpreter, Node
 from torch.fx import traceback as node_meta
@@ -15,7 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture.program import INVARIANT, Source
 from ..capture.sizes import expression
+from ..capture.spelled_out import padded
 from ..optimise.graph import fake_mode, made_of, placeholders, value
+from ..optimise.shapes import VIEWS
 from . import operators, pointwise
 from .operators import Unlowered
 
@@ -46,9 +47,20 @@ def decomposed(graph: Graph, module: torch.nn.Module, sources: Sequence[Source])
             node_meta.current_meta["stack_trace"] = node.meta.get("stack_trace")
             return super().run_node(node)
 
-    with fake_mode(graph), node_meta.preserve_node_meta(), torch.no_grad():
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target in VIEWS:  # what an operator is taken apart into may have another layout than its own result
+                return args[0].reshape(args[1])
+            return super().call_function(target, args, kwargs)
+
+    mode = fake_mode(graph)
+    symbols = {symbol for fake in fakes for size in fake.shape for symbol in expression(size).free_symbols}
+    with mode, node_meta.preserve_node_meta(), torch.no_grad():
         made = make_fx(lambda *arguments: Located(whole).run(*arguments), decomposition_table=table)(*fakes)
     made.graph.eliminate_dead_code()
+    env: Any = mode.shape_env
+    if any(env.simplify(symbol).is_number for symbol in symbols):  # the program would hold for fewer sizes than it was captured for
+        taken = next(node for node in stepped(graph, sources) if not operators.is_lowered(node))
+        raise Unlowered(taken, "a size that is free: torch fixes it")
     for node in stepped(made.graph, sources):
         if not operators.is_lowered(node):
             raise Unlowered(node)
@@ -112,11 +124,11 @@ def _convolution(
     if transposed:
         return NotImplemented
     places = range(2, x.ndim)
-    padded = F.pad(x, [pad for pad in reversed(padding) for _ in range(2)])
-    lengths = [(padded.shape[d] - dilation[d - 2] * (weight.shape[d] - 1) - 1) // stride[d - 2] + 1 for d in places]
+    wide = padded(x, [pad for pad in reversed(padding) for _ in range(2)])
+    lengths = [(wide.shape[d] - dilation[d - 2] * (weight.shape[d] - 1) - 1) // stride[d - 2] + 1 for d in places]
     windows = []
     for offset in itertools.product(*(range(weight.shape[d]) for d in places)):
-        window = padded
+        window = wide
         for d, at in zip(places, offset, strict=True):
             begin = at * dilation[d - 2]
             window = window[(slice(None),) * d + (slice(begin, begin + (lengths[d - 2] - 1) * stride[d - 2] + 1, stride[d - 2]),)]
@@ -180,6 +192,7 @@ def _broadcast(x: torch.Tensor, shape: Any, dims: Any) -> torch.Tensor:
 
 _aten = torch.ops.aten
 _OURS: dict[Any, Any] = {
+    _aten.constant_pad_nd.default: lambda x, pads, value=0: padded(x, pads, value),
     _aten.var.correction: _variance,
     _aten.var.default: _unbiased,
     _aten.var.dim: _unbiased,

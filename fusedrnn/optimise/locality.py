@@ -91,7 +91,7 @@ class Locality:
         operands = [operand for operand in node.all_input_nodes if self.rows.get(operand) is not None]
         if rule is not None:
             return rule(self, node)
-        if not operands:
+        if not operands or node.target in _NEW:
             return self._of_made(node) if isinstance(value(node), torch.Tensor) else None
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _POINTWISE:
             return self._of_broadcast(node, [operand for operand in node.all_input_nodes if operand in self.rows])
@@ -407,6 +407,7 @@ _FILLS = {
     aten.new_ones.default,
     aten.expand.default, aten.repeat.default,
 }  # fmt: skip
+_NEW = {aten.new_zeros.default, aten.new_full.default, aten.new_ones.default}  # of what they are made from only the kind counts
 _POINTWISE = {
     aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor,

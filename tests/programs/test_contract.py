@@ -6,6 +6,7 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
+from torch import nn
 
 import fusedrnn
 from fusedrnn import TensorArray
@@ -255,3 +256,24 @@ def test_a_finished_rows_infinite_input_is_quiet(raw_rnn):
     assert emit.stack()[:, :, 0].tolist() == [[1, 1, 0, 1], [2, 0, 0, 2], [3, 0, 0, 0], [4, 0, 0, 0]]
     assert state[:, 0].tolist() == [4, 1, 0, 2]
     assert total.isfinite().all()
+
+
+@pytest.mark.parametrize("change", [lambda o, s: o.mul_(0.5), lambda o, s: s.mul_(0.5), lambda o, s: o[:, :1].add_(1)])
+def test_a_tensor_that_is_output_and_state(raw_rnn, change):
+    """Who changes the one in place changes the other."""
+    x, start, lengths = torch.rand(5, B, D).to(zeros().dtype), zeros(B, H), torch.tensor([5, 3, 0, 1])
+    cell = nn.RNNCell(D, H).requires_grad_(False).to(start.dtype)
+
+    def loop_fn(time, output, state, loop_state):
+        if output is None:
+            return time >= lengths, x[time], start, None, None
+        change(output, state)
+        return time >= lengths, x[time], state, output, None
+
+    state, emits = start, []
+    for inputs in x:
+        state = cell(inputs, state)
+        change(state, state)
+        emits.append(state)
+    live = torch.arange(5)[:, None, None] < lengths[:, None]
+    torch.testing.assert_close(raw_rnn(cell, loop_fn)[0].stack(), torch.stack(emits) * live)

@@ -368,6 +368,16 @@ def test_read_past_the_end(raw_rnn, read):
         reading(raw_rnn, x, LENGTHS, read)
 
 
+@pytest.mark.parametrize("read", [lambda x, time: x[-1 - time], lambda x, time: TensorArray(x.dtype).unstack(x).read(3 - time)])
+@numbers(torch.float32)
+def test_read_before_the_front(raw_rnn, read):
+    """As past the end: nobody looks at what a finished row reads."""
+    x = torch.arange(4.0).reshape(4, 1, 1).expand(4, B, D)
+    reading(raw_rnn, x, LENGTHS.clamp(max=4), read)
+    with raises(IndexError, "time 4", "before its front", "not finished: [0]"):
+        reading(raw_rnn, x, LENGTHS, read)
+
+
 @numbers(torch.float32)
 def test_pointers_past_the_end(raw_rnn, backend):
     x, rows = zeros(4, B, D), torch.arange(B)
