@@ -163,7 +163,7 @@ def _native(call: Call, frame: Frame, begun: Start, program: Program, tensors: S
 
 def _persistent(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
     result = persistent.run(call, frame, begun, program, tensors)
-    warm.note(call, frame, begun, program, tensors, persistent.kernel(program, begun.batch, begun.device))
+    warm.note(call, frame, begun, program, tensors, persistent.kernel(program, begun.batch, begun.device, tensors))
     return result
 
 

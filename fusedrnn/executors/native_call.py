@@ -62,6 +62,10 @@ class Native:
         """Of each input that is carried as a token the place of its embedding."""
         return self.source.moved.embeddings
 
+    def fits(self, batch: int, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether it holds for these tensors, as far as the program does: its sizes are free."""
+        return True
+
     def looked_at(self, tokens: frozenset[int]) -> set[int]:
         """The places of the closed-over tensors that others are made of, if the first tokens of these inputs are known."""
         return self.prologue.looked_at(tokens)

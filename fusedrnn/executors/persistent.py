@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,19 +40,26 @@ def refusal(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> 
     return None
 
 
-def kernel(program: Program, batch: int, device: torch.device) -> Kernel:
-    """The program's kernel for a batch size, made when first asked for.
+def kernel(program: Program, batch: int, device: torch.device, tensors: Sequence[torch.Tensor]) -> Kernel:
+    """The program's kernel for a batch size and the sizes of these closed-over tensors, made when first asked for.
 
     Raises:
         NotCapturable: the kernel cannot hold the program, or nothing fits the device.
     """
-    key = _key(batch, device)
+    try:
+        sizes = known_sizes(program, tensors)
+    except (Unlowered, Undecomposed):  # what stands in the way is said below
+        sizes = {}
+    key = _key(batch, device, sizes)
     made = program.plans.get(key)
     if made is None:
         try:
-            made = _kernel(program, batch, device)
-        except (Unlowered, Undecomposed) as unlowered:
+            made = _kernel(program, batch, device, sizes)
+        except Unlowered as unlowered:
             made = NotCapturable(f"{unlowered.reason}; use backend='stepwise', 'native' or 'auto'", unlowered.location)
+        except Undecomposed as unlowered:  # the native executor has none either
+            reason = unlowered.reason.replace("the native executor", "the persistent kernel")
+            made = NotCapturable(f"{reason}; use backend='stepwise' or 'auto'", unlowered.location)
         except Exception as error:  # a fault of the lowering must not be one of the loop
             log.exception("lowering a loop to a persistent kernel failed; this is a bug of fusedrnn")
             made = NotCapturable(f"lowering failed: {type(error).__name__}: {error}")
@@ -75,7 +82,7 @@ def prepared(
     if refused is not None:
         return refused
     try:
-        made = kernel(program, begun.batch, begun.device)
+        made = kernel(program, begun.batch, begun.device, tensors)
     except NotCapturable as error:
         return error
     if call is not None and begun.device.type == "cuda" and not is_recording(begun.device):
@@ -89,7 +96,7 @@ def tuned(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Te
     from .persistent_call import Bound, Kernel
 
     seed: Any = 0 if program.draws else None
-    plans = _plans(program, begun.batch, begun.device)
+    plans = _plans(program, begun.batch, begun.device, made.sizes_made_for)
     at = _tuning_key(plans, begun.batch, begun.device)
     if layouts.known(plans, at) is not None:  # it was chosen by that
         return made
@@ -100,13 +107,13 @@ def tuned(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Te
         if layouts.name(plan) not in [layouts.name(kernel.plan) for kernel in kernels.values()]:
             found = _compiled(plan, begun.batch, begun.device)
             if found is not None:
-                kernels[id(plan)] = Kernel(program, plan, *found)
+                kernels[id(plan)] = Kernel(program, plan, *found, made.sizes_made_for)
 
     def run(plan: Plan) -> float:
         return _microseconds(Bound(kernels[id(plan)], call, begun, tensors, seed), begun.device)
 
     best = kernels[id(layouts.fastest([kernel.plan for kernel in kernels.values()], run, at))]
-    program.plans[_key(begun.batch, begun.device)] = best
+    program.plans[_key(begun.batch, begun.device, made.sizes_made_for)] = best
     return best
 
 
@@ -124,13 +131,30 @@ def _microseconds(bound: Bound, device: torch.device) -> float:
     return float(begin.elapsed_time(end)) * 1e3
 
 
-def _plans(program: Program, batch: int, device: torch.device) -> list[Plan]:
+def known_sizes(program: Program, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
+    """The sizes that a kernel is made for, by their symbols: those of rows, such as how many places a memory has.
+
+    Raises:
+        Unlowered: as `planned`.
+    """
+    names = program.plans.get("sizes of rows")
+    if names is None:
+        from ..lowering.gpu.step import sizes_of
+        from ..lowering.pipeline import optimised
+
+        names = sizes_of(optimised(program, program.batch, split=True, wide=True)) if program.symbols else []
+        program.plans["sizes of rows"] = names
+    found = {name: program.symbols[name] for name in names if name in program.symbols}
+    return {name: tensors[place].shape[dim] for name, (place, dim) in found.items()}
+
+
+def _plans(program: Program, batch: int, device: torch.device, sizes: Mapping[str, int]) -> list[Plan]:
     """The layouts, the best by the model first."""
     from ..kernels.gpu import limits
     from ..plan.planner import EMULATED, planned
 
     known = EMULATED if device.type == "cpu" else limits.of_device(device)
-    return planned(program, batch, known, _precision(device))
+    return planned(program, batch, known, _precision(device), sizes)
 
 
 def _compiled(plan: Plan, batch: int, device: torch.device) -> tuple[KernelSource, Any] | None:
@@ -157,29 +181,30 @@ def _tuning_key(plans: Sequence[Plan], batch: int, device: torch.device) -> str:
     return layouts.key(plans, batch, where, f"torch {torch.__version__}, triton {triton.__version__}")
 
 
-def _key(batch: int, device: torch.device) -> str:
+def _key(batch: int, device: torch.device, sizes: Mapping[str, int]) -> str:
     """Of a kernel among a program's plans: batches up to the same power of two share one."""
-    return f"persistent {device} {min(max(batch - 1, 0).bit_length(), 8)} {_precision(device)}"
+    made_for = "".join(f" {name}={size}" for name, size in sizes.items())
+    return f"persistent {device} {min(max(batch - 1, 0).bit_length(), 8)} {_precision(device)}{made_for}"
 
 
-def _kernel(program: Program, batch: int, device: torch.device) -> Kernel:
+def _kernel(program: Program, batch: int, device: torch.device, sizes: Mapping[str, int]) -> Kernel:
     from ..kernels.gpu import limits  # they import Triton
     from ..plan import tuned as layouts
     from ..plan.choice import chosen
     from ..plan.measured import measured
     from .persistent_call import Kernel
 
-    plans = _plans(program, batch, device)
+    plans = _plans(program, batch, device, sizes)
     if device.type == "cpu":
         found = _compiled(plans[0], batch, device)
         assert found is not None
-        return Kernel(program, plans[0], *found)
+        return Kernel(program, plans[0], *found, sizes)
     known = limits.of_device(device)
     fastest = layouts.known(plans, _tuning_key(plans, batch, device))
     choice = chosen(plans if fastest is None else [fastest, *plans], lambda plan: measured(plan, batch, known.arch), known.shared_bytes)
     for reason in choice.passed_over:
         log.debug("a layout was passed over: %s", reason)
-    return Kernel(program, choice.plan, choice.measured.source, choice.measured.function)
+    return Kernel(program, choice.plan, choice.measured.source, choice.measured.function, sizes)
 
 
 def _precision(device: torch.device) -> str:
@@ -200,7 +225,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     refused = refusal(begun, program, tensors)
     if refused is not None:
         raise refused
-    bound = Bound(kernel(program, begun.batch, begun.device), call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+    bound = Bound(kernel(program, begun.batch, begun.device, tensors), call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
     if begun.device.type == "cpu" or native.needs_gradients(begun, program, tensors):
         ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
         if ended is None:

@@ -44,14 +44,18 @@ class Kernel:
         plan: how it is laid out.
         source: the text.
         function: the kernel.
+        sizes: those that it is made for, by their symbols.
 
     Attributes:
+        sizes_made_for: as given.
         embeddings: of each input that is carried as a token the place of its embedding.
     """
 
     executor = "persistent"
 
-    def __init__(self, program: Program, plan: Plan, source: KernelSource, function: Any) -> None:
+    def __init__(self, program: Program, plan: Plan, source: KernelSource, function: Any, sizes: Mapping[str, int]) -> None:
+        self.sizes_made_for = sizes
+        self._made_for = [(*program.symbols[name], size) for name, size in sizes.items()]
         self.program, self.plan, self.source, self.function = program, plan, source, function
         step = plan.schedule.step
         module = step.made.module
@@ -72,6 +76,10 @@ class Kernel:
         ]
         self.places = {name: program.symbols.get(name) for name in self._names}
         self.embeddings: Mapping[int, int] = step.made.moved.embeddings
+
+    def fits(self, batch: int, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these closed-over tensors have the sizes that it is made for."""
+        return all(tensors[place].shape[dim] == size for place, dim, size in self._made_for)
 
     def looked_at(self, tokens: frozenset[int]) -> set[int]:
         """The places of the closed-over tensors that others are made of, if the first tokens of these inputs are known."""
@@ -189,6 +197,8 @@ class Bound:
         }  # fmt: skip
         given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs) if place not in tokens}
         given |= {Source("initial token", place): leaf for place, leaf in first.items()}
+        given[Source("finished")] = begun.finished  # of the carried the sizes count
+        given |= {Source(kind, place): leaf for kind, leaves in self.leaves.items() if kind != "token" for place, leaf in enumerate(leaves)}
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
@@ -274,7 +284,7 @@ class Bound:
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
         scratch = {name: _scratch((2, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges}
-        scratch |= {name: torch.empty((2, plan.programs, padded), dtype=torch.int64, device=device) for name in kernel.source.keys}
+        scratch |= {name: _scratch((2, plan.programs, padded), dtype, device) for name, dtype in kernel.source.keys.items()}
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
         numbers |= {name: size(self.symbols) for name, size in kernel.sizes.items()}

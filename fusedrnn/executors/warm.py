@@ -46,6 +46,8 @@ class Compiled(Protocol):
     @property
     def embeddings(self) -> Mapping[int, int]: ...
 
+    def fits(self, batch: int, tensors: Sequence[torch.Tensor]) -> bool: ...
+
     def looked_at(self, tokens: frozenset[int]) -> set[int]: ...
 
     def bound(
@@ -106,7 +108,7 @@ class Warm:
             first, bare, program, compiled, program.emits(begun.batch), any(tensor.requires_grad for tensor in tensors),
             not draws and not any(tensor.is_inference() for tensor in tensors),
             first.looked_at | compiled.looked_at(tokens), draws, surroundings,
-            tuple({check.__code__: check for check in (program.fits, first.fits)}.values()),  # most often one
+            tuple({check.__code__: check for check in (program.fits, first.fits, compiled.fits)}.values()),  # most often one
         )  # fmt: skip
 
     def may_run(self) -> bool:

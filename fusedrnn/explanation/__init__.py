@@ -206,7 +206,12 @@ def _choice(
         native = unlowered or _native_refusal(call, begun, program, tensors)
         if native is not None:
             others["native"] = native
-    if refused is None and begun.device.type == "cpu" and program and isinstance(kernel(program, begun.batch, begun.device), Refusal):
+    if (
+        refused is None
+        and begun.device.type == "cpu"
+        and program
+        and isinstance(kernel(program, begun.batch, begun.device, tensors), Refusal)
+    ):
         others["persistent"] = Refusal("there is no kernel for it: the last lines say why")
     elif refused is None and "persistent" not in others:
         persistent = _persistent_refusal(begun, program, tensors)
@@ -233,7 +238,7 @@ def _native_refusal(call: Call, begun: Start, program: Program | None, tensors: 
 def _persistent_refusal(begun: Start, program: Program | None, tensors: list[torch.Tensor]) -> Refusal | None:
     assert program is not None
     if begun.device.type == "cpu":  # emulated: what fits an H100 will do
-        made = kernel(program, begun.batch, begun.device)
+        made = kernel(program, begun.batch, begun.device, tensors)
         return made if isinstance(made, Refusal) else _refused_place(persistent.refusal(begun, program, tensors))
     loop = persistent.prepared(begun, program, tensors)
     return _refused_place(loop) if isinstance(loop, NotCapturable) else None
@@ -306,7 +311,8 @@ def _step(
         costs = cost.cost(source.module.graph, source.program.sources, state, emits, sizes, made_ahead, after)
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
-        phases, ahead, after, found.draws, costs, kernel(program, begun.batch, begun.device), list(program.plans.get("counts", ())),
+        phases, ahead, after, found.draws, costs, kernel(program, begun.batch, begun.device, tensors),
+        list(program.plans.get("counts", ())),
     )  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..capture.program import Program
+from ..executors.persistent import known_sizes
 from ..kernels.gpu import limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.operators import Unlowered as Undecomposed
@@ -15,12 +18,12 @@ from .facts import Kernel, Refusal, line_of_code
 _ARCH = 90  # what is planned for where there is no GPU
 
 
-def kernel(program: Program, batch: int, device: torch.device) -> Kernel | Refusal:
+def kernel(program: Program, batch: int, device: torch.device, tensors: Sequence[torch.Tensor]) -> Kernel | Refusal:
     """The plan that the model finds fastest, for the loop's CUDA device or else for an H100."""
     here = device.type == "cuda"
     known = limits.of_device(device) if here else limits.of_arch(_ARCH)
     try:
-        plan = planned(program, batch, known, "hilo")[0]
+        plan = planned(program, batch, known, "hilo", known_sizes(program, tensors))[0]
     except (Unlowered, Undecomposed) as refused:
         return Refusal(refused.reason, None, refused.location, line_of_code(refused.location))
     schedule = plan.schedule

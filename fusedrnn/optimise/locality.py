@@ -264,6 +264,20 @@ def _slice(self: Locality, node: Any) -> Rows | None:
     return rows
 
 
+def _window(self: Locality, node: Any) -> Rows | None:
+    """``x`` with something else in a window of one dimension."""
+    x, new = node.args[:2]
+    rows, written = self.of(x), self.of(new)
+    dim = _argument(node, 2, "dim", 0) % len(shape(x))
+    if rows is not None and dim == rows.dim and shape(x) != shape(new):
+        raise Mixes(node, "writes some rows only")
+    gone = node.target is aten.select_scatter.default
+    wanted = None if rows is None else Rows(rows.dim - (gone and dim < rows.dim), rows.inner)
+    if written != wanted:
+        raise Mixes(node, "writes into one another what belongs to rows and what does not")
+    return rows
+
+
 def _flip(self: Locality, node: Any) -> Rows | None:
     rows = self.of(_operand(node))
     if rows is not None and rows.dim in _dims(node, node.args[1], _operand(node)):
@@ -435,7 +449,7 @@ _RULES: dict[Any, Callable[[Locality, Node], Rows | None]] = {
     **dict.fromkeys([aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims], _keeps_ids(_squeeze)),
     aten.expand.default: _keeps_ids(_expand),
     aten.select.int: _select, ops.read: _select,
-    aten.slice.Tensor: _slice, aten.flip.default: _flip,
+    aten.slice.Tensor: _slice, aten.flip.default: _flip, aten.slice_scatter.default: _window, aten.select_scatter.default: _window,
     aten.cat.default: _cat,
     **dict.fromkeys([aten.mm.default], _mm),
     aten.bmm.default: _bmm,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from ..capture.program import Program
 from ..kernels.gpu.launch import Options
@@ -23,13 +24,16 @@ _DOUBT = 1.02  # a streamed layout must be so much better than a resident one: i
 _MOST_ACCUMULATORS = 64  # registers a thread that a tile's results may take
 
 
-def planned(program: Program, batch: int, limits: Limits, precision: str) -> list[Plan]:
+def planned(program: Program, batch: int, limits: Limits, precision: str, sizes: Mapping[str, int] = MappingProxyType({})) -> list[Plan]:
     """The layouts of a captured program; as `plans`.
+
+    Args:
+        sizes: those that the kernel is made for (`lowering.gpu.step.sizes_of`).
 
     Raises:
         Unlowered: of `lowering.operators` or of `lowering.gpu`: the persistent kernel cannot hold it.
     """
-    return plans(step_of(optimised(program, program.batch, split=True, wide=True)), batch, limits, precision)
+    return plans(step_of(optimised(program, program.batch, split=True, wide=True), sizes), batch, limits, precision)
 
 
 def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
@@ -91,7 +95,7 @@ def _sharings(step: Step, limits: Limits) -> Iterator[Sharing]:
         return
     widths = {product.inner for product in step.products.values()} or {leaf.width for leaf in step.leaves if leaf.width}
     widest = max(widths, default=1)
-    read = frozenset(step.width(node.args[0]) or 1 for node in step.argmaxes)
+    read = frozenset(step.width(reduction.source) or 1 for reduction in step.reductions.values())
     seen: set[tuple[int, frozenset[int]]] = set()
     for programs in [1, *[-(-widest // block) for block in _BLOCKS]]:
         if programs > limits.sms or (programs == 1 and widest > 256):

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_costs_the_memory_only(tmp_path, monkeyp
 def test_a_loop_is_run_with_its_layouts(monkeypatch):
     """Emulated: a clock that says otherwise than the model decides."""
     call, begun, program, tensors = loop()
-    first = persistent.kernel(program, 32, begun.device)
+    first = persistent.kernel(program, 32, begun.device, tensors)
     clock = {}
 
     def microseconds(bound, device):
@@ -90,7 +90,7 @@ def test_a_loop_is_run_with_its_layouts(monkeypatch):
     best = persistent.tuned(call, begun, program, tensors, first)
     assert 1 < len(clock) <= tuned.MOST
     assert tuned.name(best.plan) == min(clock, key=clock.get) != tuned.name(first.plan)
-    assert persistent.kernel(program, 32, begun.device) is best
+    assert persistent.kernel(program, 32, begun.device, tensors) is best
     expected = Bound(first, call, begun, tensors, None).run().made["emit", 0]
     torch.testing.assert_close(Bound(best, call, begun, tensors, None).run().made["emit", 0], expected)
     clock.clear()

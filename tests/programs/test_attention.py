@@ -18,7 +18,7 @@ def context(shares, p):
     return torch.einsum("bs,bsm->bm", shares, p.memory)
 
 
-@golden("bahdanau", not_persistent="2 dimensions a row")
+@golden("bahdanau")
 def test_bahdanau(p, raw_rnn):
     def loop_fn(time, output, state, loop_state):
         finished = time >= p.lengths
@@ -30,7 +30,7 @@ def test_bahdanau(p, raw_rnn):
     return raw_rnn(torch_cell(nn.LSTMCell, p), loop_fn)
 
 
-@golden("luong", not_persistent="bmm")
+@golden("luong")
 def test_luong(p, raw_rnn):
     gru = torch_cell(nn.GRUCell, p)
 
@@ -44,7 +44,7 @@ def test_luong(p, raw_rnn):
     return raw_rnn(Cell(step, H, (H, H)), sequence(p, lambda time: p.x[time], state0=(zeros(B, H), zeros(B, H))))
 
 
-@golden("coverage", not_persistent="2 dimensions a row")
+@golden("coverage")
 def test_coverage(p, raw_rnn):
     """See et al. 2017: the attention spent so far joins the scores, and its overlap with the new one is emitted as a penalty."""
 
@@ -59,7 +59,7 @@ def test_coverage(p, raw_rnn):
     return raw_rnn(tanh_cell(p), loop_fn)
 
 
-@golden("monotonic", not_persistent="amax")
+@golden("monotonic")
 def test_monotonic(p, raw_rnn):
     """Graves 2013: a window that only moves forward."""
     positions = torch.arange(S, dtype=real())

@@ -46,7 +46,7 @@ def test_zoneout(p, raw_rnn):
     return raw_rnn(Cell(step), sequence(p, lambda time: p.x[time], state0=p.h0))
 
 
-@golden("layer_norm", not_persistent="mean")
+@golden("layer_norm")
 def test_layer_norm(p, raw_rnn):
     def step(x, h):
         h = torch.tanh(nn.functional.layer_norm(x @ p.w + h @ p.u, (H,), p.gain, p.b, eps=1e-5))
@@ -142,7 +142,7 @@ def test_dynamic_rnn_clipped(p, raw_rnn):
     return raw_rnn(tanh_cell(p), sequence(p, lambda time: p.x[time], state0=p.h0))
 
 
-@golden("bidirectional", not_persistent="index")
+@golden("bidirectional")
 def test_bidirectional(p, raw_rnn):
     """The backward half reads each row from its own end and its outputs are put back in place."""
     rows = torch.arange(B)

@@ -161,13 +161,9 @@ def test_namedtuples_match_by_name_and_fields(raw_rnn):
     assert type(emit) is first
 
 
-def test_size_is_a_leaf(raw_rnn, backend):
+def test_size_is_a_leaf(raw_rnn):
     """torch.Size is a tuple to Python; here it is the shape of one leaf."""
     cell = Cell(lambda x, h: (h[:, None, :2].expand(-1, 3, 2), h), torch.Size([3, 2]), torch.Size([H]))
-    if backend == "persistent":
-        with pytest.raises(fusedrnn.PlanError, match="a tensor of 2 dimensions a row"):
-            looping(raw_rnn, cell=cell)
-        return
     assert looping(raw_rnn, cell=cell)[0].stack().shape == (5, B, 3, 2)
 
 

@@ -18,7 +18,7 @@ def emitting(p, raw_rnn, emit, example):
     return raw_rnn(tanh_cell(p), sequence(p, lambda time: p.x[time], emit=emit, example=example))
 
 
-@golden("emit_none_tree", not_persistent="2 dimensions a row")
+@golden("emit_none_tree")
 def test_emit_none_tree(p, raw_rnn):
     """None at time 0 stands for cell.output_size, here a tree with a scalar and a matrix a row."""
 
@@ -30,7 +30,7 @@ def test_emit_none_tree(p, raw_rnn):
     return raw_rnn(cell, sequence(p, lambda time: p.x[time]))
 
 
-@golden("emit_tokens", not_persistent="size may differ")
+@golden("emit_tokens")
 def test_emit_tokens(p, raw_rnn):
     return emitting(p, raw_rnn, lambda time, output, state: (output @ p.out).argmax(1) + 1, torch.tensor(0))
 
@@ -64,7 +64,7 @@ def test_emit_nothing(p, raw_rnn):
     return result
 
 
-@golden("emit_row_scalar", not_persistent="sum")
+@golden("emit_row_scalar")
 def test_emit_row_scalar(p, raw_rnn):
     return emitting(p, raw_rnn, lambda time, output, state: output.sum(1), zeros())
 

@@ -24,7 +24,7 @@ def test_greedy(p, raw_rnn):
     return raw_rnn(tanh_cell(p), loop_fn)
 
 
-@golden("soft_feedback", not_persistent="amax")
+@golden("soft_feedback")
 def test_soft_feedback(p, raw_rnn):
     """The expected embedding of the next token, so that gradients flow through the feedback."""
 

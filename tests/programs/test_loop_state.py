@@ -35,7 +35,7 @@ def test_counter(p, raw_rnn):
     return raw_rnn(tanh_cell(p), carrying(p, start, lambda time, output, n: n + 2))
 
 
-@golden("running_sum", not_persistent="sum")
+@golden("running_sum")
 def test_running_sum(p, raw_rnn):
     """Finished rows still add their raw output, and their gradient flows."""
     return raw_rnn(tanh_cell(p), carrying(p, zeros(B), lambda time, output, total: total + output.sum(1)))
@@ -51,7 +51,7 @@ def test_none_keeps(p, raw_rnn):
     return raw_rnn(tanh_cell(p), loop_fn)
 
 
-@golden("nested_loop_state", not_persistent="sum")
+@golden("nested_loop_state")
 def test_nested_loop_state(p, raw_rnn):
     def update(time, output, carried):
         value = output.sum(1)

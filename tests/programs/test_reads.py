@@ -141,7 +141,7 @@ def test_reversed_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), sequence(p, lambda time: p.x[T - 1 - time]))
 
 
-@golden("reversed_rows", not_persistent="index")
+@golden("reversed_rows")
 def test_reversed_rows(p, raw_rnn):
     rows = torch.arange(B)
     return raw_rnn(tanh_cell(p), sequence(p, lambda time: p.x[(p.lengths - 1 - time).clamp(min=0), rows]))
@@ -206,7 +206,7 @@ def pointing(p, read):
     return loop_fn
 
 
-@golden("pointer_read", not_persistent="any")
+@golden("pointer_read")
 def test_pointer_read(p, raw_rnn):
     """Every row at its own place; rows that are finished point past the end."""
     rows = torch.arange(B)

@@ -51,7 +51,7 @@ def test_state_nested(p, raw_rnn):
     return states_of(p, raw_rnn, structure, pack, lambda state: (state[0].h, state[0].c["c"][0]))
 
 
-@golden("fast_weights", not_persistent="2 dimensions a row")
+@golden("fast_weights")
 def test_fast_weights(p, raw_rnn):
     def step(x, state):
         h, fast = state

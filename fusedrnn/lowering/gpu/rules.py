@@ -1,22 +1,20 @@
-"""The rules of the persistent kernel's operators, products and reductions aside. In: a `Lowering`; out: a Triton expression.
+"""The rules of the persistent kernel's elementwise operators, and all rules together. In: a `Lowering`; out: a Triton expression.
 
-An operator is lowered here and nowhere else: elementwise ones by a line of `pointwise.TABLE`, all others by a rule.
+An operator is lowered by a line of `pointwise.TABLE` or by one rule: here, in `views`, `lookups`, `reductions` or `sums`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch.fx import Node
 
 from ...capture import ops
 from ...optimise.graph import aten, value
-from ...optimise.shapes import argument, static
 from ..pointwise import overloads
-from . import types
+from . import lookups, reductions, sums, types  # noqa: F401  (they register their rules)
 from .pointwise import TABLE
-from .rule import RULES, Columns, Lowering, Unlowered, rule
+from .rule import RULES, Lowering, Unlowered, rule
+from .views import REINDEXED
 
 
 def lower(self: Lowering) -> str:
@@ -119,23 +117,20 @@ def _converted(self: Lowering) -> str:
 TRANSPARENT = {
     aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, ops.guard,
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int, aten.contiguous.default,
+    aten.squeeze.dims, aten.contiguous.default,
 }  # fmt: skip
 
 
 @rule(*TRANSPARENT)
 def _same(self: Lowering) -> str:
-    """Sizes of 1 aside a value has one column dimension at most, so a view or a permutation leaves it, or it has no width (`width`)."""
     source = self.node.args[0]
-    if self.writer.width(source) not in (None, self.writer.width(self.node)):
-        raise Unlowered(self.node, "a view that takes columns apart")
-    return self.operand(source)
+    return self.writer.demand(source, None if self.writer.width(source) is None else self.columns)
 
 
 @rule(ops.quiet)
 def _quiet(self: Lowering) -> str:
     x = self.operand(self.node.args[0])
-    finished = self.writer.demand(self.node.args[1], None)
+    finished = self.operand(self.node.args[1])
     return f'tl.where({finished} & ~(tl.abs({x}) < float("inf")), 0.0, {x})'
 
 
@@ -146,7 +141,7 @@ _FILLED = {
     aten.full.default, aten.full_like.default, aten.zeros.default, aten.ones.default, aten.zeros_like.default, aten.ones_like.default,
     aten.scalar_tensor.default, aten.new_zeros.default, aten.new_ones.default, aten.new_full.default,
 }  # fmt: skip
-READ_THROUGH = TRANSPARENT | _FILLED  # what costs nothing in the kernel, known before the loop or not
+READ_THROUGH = TRANSPARENT | REINDEXED | _FILLED  # what costs nothing in the kernel, known before the loop or not
 
 
 @rule(*_FILLED)
@@ -154,82 +149,3 @@ def _filled(self: Lowering) -> str:
     name = self.node.target._schema.name.removeprefix("aten::")
     number = self.node.args[_FILLS[name]] if name in _FILLS else int("ones" in name)
     return self.read(number, self.dtype)
-
-
-# Other columns than the result's.
-
-
-def _columns_of(node: Any, dim: int) -> bool:
-    """Whether a dimension is that of the columns: all others but the rows' have size 1."""
-    return static(value(node).shape[dim]) != 1
-
-
-@rule(aten.slice.Tensor, moves=True)
-def _slice(self: Lowering) -> str:
-    source = self.node.args[0]
-    dim, start, step = argument(self.node, 1, "dim", 0), static(argument(self.node, 2, "start")) or 0, argument(self.node, 4, "step", 1)
-    if step != 1 or not _columns_of(source, dim):
-        raise Unlowered(self.node, "a slice with a step, or of something else than columns")
-    size = static(value(source).shape[dim])
-    if size is None:
-        raise Unlowered(self.node, "a slice of a dimension whose size is not known when the kernel is made")
-    start = min(max(start + size if start < 0 else start, 0), size)
-    if self.columns is None:  # one column
-        return self.writer.demand(source, Columns(0, start))
-    return self.writer.demand(source, self.columns.moved(start))
-
-
-@rule(aten.select.int, moves=True)
-def _select(self: Lowering) -> str:
-    source, dim, index = self.node.args
-    if not _columns_of(source, dim):
-        return self.operand(source)
-    if self.columns is not None or not isinstance(index, int):
-        raise Unlowered(self.node, "a selection of something else than one column")
-    size = static(value(source).shape[dim])
-    return self.writer.demand(source, Columns(0, index + (size or 0) if index < 0 else index))
-
-
-@rule(aten.cat.default, moves=True)
-def _cat(self: Lowering) -> str:
-    parts, columns = self.node.args[0], self.columns
-    if columns is None:
-        raise Unlowered(self.node, "a concatenation of numbers")
-    text, begin = "", sum(self.writer.width(part) or 1 for part in parts)
-    for part in reversed(parts):
-        begin -= self.writer.width(part) or 1
-        made = self.writer.demand(part, None if self.writer.width(part) is None else columns.moved(-begin))
-        text = made if not text else f"tl.where({columns.index} < {begin + (self.writer.width(part) or 1)}, {made}, {text})"
-    return text
-
-
-# Look-ups.
-
-
-@rule(ops.read)
-def _read(self: Lowering) -> str:
-    x, index, dim = self.node.args
-    if self.writer.width(index) is not None or value(index).ndim:
-        raise Unlowered(self.node, "a read at an index of every row")
-    size, at = self.writer.size(x, dim), self.writer.demand(index, None)
-    self.writer.fault(f"{at} < -{size}")
-    wrapped = f"tl.where({at} < 0, {at} + {size}, {at})"
-    return self.writer.external(x, self.columns, at=(dim, f"tl.minimum(tl.maximum({wrapped}, 0), {size} - 1)"))
-
-
-@rule(aten.embedding.default)
-def _embedding(self: Lowering) -> str:
-    table, index = self.node.args[:2]
-    if self.writer.width(index) is not None:
-        raise Unlowered(self.node, "several tokens a row")
-    size, at = self.writer.size(table, 0), self.writer.demand(index, None)
-    self.writer.fault(f"({at} < 0) | ({at} >= {size})")
-    return self.writer.external(table, self.columns, row=f"tl.minimum(tl.maximum({at}, 0), {size} - 1)")
-
-
-@rule(ops.within)
-def _within(self: Lowering) -> str:
-    index, table = self.node.args
-    at = types.cast(self.operand(index), value(index).dtype, torch.int64)
-    self.writer.fault(f"({at} < 0) | ({at} >= {self.writer.size(table, 0)})")
-    return at

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...optimise.graph import aten, value
-from .step import CarriedLeaf, Product, Step, moves, stripped
+from ...optimise.graph import value
+from .columns import C, Columns
+from .probe import asked
+from .step import CarriedLeaf, Product, Step, stripped
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,10 @@ class Schedule:
         phase_of: of each node the earliest phase that can compute it.
         phases: how many.
         exchanges: in the order of their phases.
-        reductions: the argmaxes whose best is exchanged, with the phase that publishes it.
+        reductions: those whose parts are exchanged, with the phase that publishes them.
         barriers: the phases that end in a barrier.
+        moved: the vectors that are read at other columns than a program's own.
+        fixed: those that a program has at its own columns only: products, carried leaves, and what is made of them.
     """
 
     step: Step
@@ -152,29 +156,30 @@ class _Scheduler:
         self.found = Schedule(step, sharing)
         self.leaf_of = {leaf.node: leaf for leaf in step.leaves}
         # Where rows retire, a finished row's next value is never seen: the frozen one stands for it.
-        self.next_of = {stripped(leaf.after): leaf for leaf in step.leaves if step.made.retires or step.made.program.batch == 1}
+        self.next_of = {stripped(leaf.after, step): leaf for leaf in step.leaves if step.made.retires or step.made.program.batch == 1}
         self.by_key: dict[tuple[Node, torch.dtype], Exchange] = {}
 
     def schedule(self) -> Schedule:
         found, step = self.found, self.step
-        found.fixed = self._fixed()
+        found.fixed = {leaf.node for leaf in step.leaves if leaf.width is not None}
         for leaf in step.leaves:
             found.phase_of[leaf.node] = 0
         pending: list[tuple[CarriedLeaf, torch.dtype, bool]] = []
         for node in step.nodes:
-            if not isinstance(value(node), torch.Tensor):
-                found.phase_of[node] = 0
-                continue
             phase = max([found.phase_of.get(operand, 0) for operand in node.all_input_nodes], default=0)
-            product = step.products.get(node)
+            if not isinstance(value(node), torch.Tensor):
+                found.phase_of[node] = phase
+                continue
+            product, reduction = step.products.get(node), step.reductions.get(node)
             if product is not None:
                 phase = self._product_phase(product, phase, pending)
-            elif node.target is aten.argmax.default:
-                if not self.sharing.is_whole(self._width(node.args[0])):
+                found.fixed |= {node} if step.width(node) is not None else set()
+            elif reduction is not None:
+                if not self.sharing.is_whole(self._width(reduction.source)):
                     found.reductions[node] = phase
                     phase += 1
-            elif moves(node):
-                phase = self._moved_phase(node, phase, pending)
+            else:
+                phase = self._asking_phase(node, phase, pending)
             found.phase_of[node] = phase
         found.phases = max(found.phase_of.values(), default=0) + 1
         for leaf, dtype, is_moved in pending:
@@ -190,18 +195,8 @@ class _Scheduler:
         assert width is not None
         return width
 
-    def _fixed(self) -> set[Node]:
-        """The vectors that a program has at its own columns only: products, carried leaves, and what is made of them."""
-        fixed = {leaf.node for leaf in self.step.leaves if leaf.width is not None}
-        for node in self.step.nodes:
-            if isinstance(value(node), torch.Tensor) and self.step.width(node) is not None:
-                made_of = any(operand in fixed for operand in node.all_input_nodes)
-                if node in self.step.products or (made_of and not moves(node)):
-                    fixed.add(node)
-        return fixed
-
     def _product_phase(self, product: Product, phase: int, pending: list[tuple[CarriedLeaf, torch.dtype, bool]]) -> int:
-        dtype, source = value(product.left).dtype, stripped(product.left)
+        dtype, source = value(product.left).dtype, stripped(product.left, self.step)
         leaf = self.leaf_of.get(source)
         if self.sharing.is_whole(product.inner):
             return phase  # in registers
@@ -211,23 +206,27 @@ class _Scheduler:
         self._exchange(source, self.next_of.get(source), dtype, phase)
         return phase + 1
 
-    def _moved_phase(self, node: Node, phase: int, pending: list[tuple[CarriedLeaf, torch.dtype, bool]]) -> int:
-        """Operands that are read at other columns than the program's own pass a barrier first."""
-        for operand in node.all_input_nodes:
-            if operand not in self.found.fixed or self._at_own_columns(node, operand):
+    def _asking_phase(self, node: Node, phase: int, pending: list[tuple[CarriedLeaf, torch.dtype, bool]]) -> int:
+        """Operands that are read at other columns than the program's own pass a barrier first. What reads none of them at its own columns
+        can be computed at any, unless that takes a loop."""
+        found, width = self.found, self.step.width(node)
+        asks = asked(node, self.step)
+        for operand, columns in asks.operands:
+            if operand not in found.fixed:
+                continue
+            if columns == Columns(self._width(operand), C):
+                found.fixed |= {node} if width is not None else set()
                 continue
             leaf = self.leaf_of.get(operand)
             if leaf is not None:
                 pending.append((leaf, value(operand).dtype, True))
                 continue
-            at = self.found.phase_of[operand]
-            self.found.moved[operand] = self._exchange(operand, None, value(operand).dtype, at)
+            at = found.phase_of[operand]
+            found.moved[operand] = self._exchange(operand, None, value(operand).dtype, at)
             phase = max(phase, at + 1)
+        if asks.loops and width is not None:
+            found.fixed.add(node)
         return phase
-
-    def _at_own_columns(self, node: Node, operand: Node) -> bool:
-        """A slice of all columns, a selection along another dimension."""
-        return node.target in (aten.slice.Tensor, aten.select.int) and self.step.width(node) == self.step.width(operand)
 
     def _exchange(self, node: Node, leaf: CarriedLeaf | None, dtype: torch.dtype, phase: int) -> Exchange:
         key = (leaf.node if leaf is not None else node, dtype)
@@ -242,7 +241,7 @@ class _Scheduler:
         found = self.found
         groups: dict[tuple[Any, ...], list[Product]] = {}
         for product in self.step.products.values():
-            source = stripped(product.left)
+            source = stripped(product.left, self.step)
             dtype = value(product.left).dtype
             leaf = self.leaf_of.get(source)
             published = self.next_of.get(source)
@@ -252,10 +251,14 @@ class _Scheduler:
             groups.setdefault((exchange or source, dtype), []).append(product)
         for (key, dtype), products in groups.items():
             exchange = key if isinstance(key, Exchange) else None
-            source = stripped(products[0].left)
+            source = stripped(products[0].left, self.step)
             leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
             for joined in self._joined(products):
-                carried = [product.node for product in joined if stripped(product.left) in self.leaf_of] if exchange is not None else []
+                carried = (
+                    [product.node for product in joined if stripped(product.left, self.step) in self.leaf_of]
+                    if exchange is not None
+                    else []
+                )
                 phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in joined)
                 found.tiles.append(self._tile(exchange, source, leaf, joined, phase, dtype, carried))
 

@@ -28,7 +28,10 @@ from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F4
 from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
 from fusedrnn.kernels.gpu.integers import floor_divide, remainder  # noqa: F401
 from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed  # noqa: F401
+from fusedrnn.kernels.gpu.reductions import LOWEST32, order, unordered  # noqa: F401
 """
+
+_KEYS = {"tl.float32": torch.float32, "tl.int32": torch.int32, "tl.int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class KernelSource:
         leaves: the carried leaves.
         emits: (target, node, name) of each emit and stored vector.
         exchanges: (exchange, name) of the scratch ``[2, padded rows, width]``.
-        keys: the names of the scratch ``[2, programs, padded rows]`` int64 of reductions.
+        keys: the names of the scratch ``[2, programs, padded rows]`` of reductions, with their dtypes.
     """
 
     text: str
@@ -66,7 +69,7 @@ class KernelSource:
     leaves: list[LeafArguments]
     emits: list[tuple[Target, Any, str]]
     exchanges: list[tuple[Exchange, str]]
-    keys: list[str]
+    keys: dict[str, torch.dtype]
     symbols: list[str] = field(default_factory=list)
 
 
@@ -117,7 +120,7 @@ class _Writer(Values):
             self._publish(exchange)
         for node in reduced:
             place = list(schedule.reductions).index(node)
-            self.body.append(f"tl.store(keys{place} + (half * {self.sharing.programs} + col) * padded + flat, {self._keys(node)})")
+            self.body.append(f"tl.store(keys{place} + (half * {self.sharing.programs} + col) * padded + flat, {self._part(node)})")
         if phase not in schedule.barriers:
             self._multiply_ahead(phase)
             return
@@ -133,18 +136,19 @@ class _Writer(Values):
             self._reduce(node)
 
     def _reduce(self, node: Node) -> None:
+        """Put the parts of all programs together."""
         place, programs = list(self.schedule.reductions).index(node), self.sharing.programs
+        reduction = self.step.reductions[node]
         several = 1 << (programs - 1).bit_length()
-        self.taken.add("everyone")
-        width = self.width(node.args[0])
+        self.taken.add(f"everyone{several}")
         self.body.append(
             f"keys{place}_all = tl.load(keys{place} + (half * {programs} + everyone{several}) * padded + local, "
-            f'mask=everyone{several} < {programs}, other=LOWEST, cache_modifier=".cg")'
+            f'mask=everyone{several} < {programs}, other={reduction.identity}, cache_modifier=".cg")'
         )
-        name = self._fresh(node.name)
-        self.body.append(f"{name} = key_index(tl.max(keys{place}_all, 0), {width})[None, :].to(tl.int64)")
-        self.names[node, None] = name
-        self.prelude.insert(0, f"everyone{several} = tl.arange(0, {several})[:, None]")
+        self.names[node, None] = self._decoded(node, reduction.over(f"keys{place}_all"))
+        line = f"everyone{several} = tl.arange(0, {several})[:, None]"
+        if line not in self.prelude:
+            self.prelude.insert(0, line)
 
     def _multiply_behind_barrier(self, phase: int) -> None:
         """The products of what the last phase published."""
@@ -249,14 +253,16 @@ class _Writer(Values):
         weights = [(tile, f"{tile.name}_at") for tile in self.schedule.tiles]
         emits = [(target, node, self._emit_name(target)) for target, node in self.step.outputs if target.kind in ("emit", "stored")]
         exchanges = [(exchange, exchange.name) for exchange in self.schedule.exchanges]
-        keys = [f"keys{place}" for place in range(len(self.schedule.reductions))]
+        keys = {f"keys{place}": _KEYS[self.step.reductions[node].key] for place, node in enumerate(self.schedule.reductions)}
         before, after = self._before_loop(leaves), self._after_loop(leaves, emits)
         pointers = {name: _element(value(node).dtype) for node, name in [*self.externals.items(), *self.hoisted.items()]}
         pointers |= {name: _element(tile.dtype) for tile, name in weights}
         for entry in leaves:
             pointers[entry.initial] = pointers[entry.final] = _element(value(entry.leaf.node).dtype)
         pointers |= {name: _element(value(node).dtype) for _, node, name in emits}
-        pointers |= {name: _element(exchange.dtype) for exchange, name in exchanges} | dict.fromkeys(keys, "i64")
+        pointers |= {name: _element(exchange.dtype) for exchange, name in exchanges} | {
+            name: _element(dtype) for name, dtype in keys.items()
+        }
         pointers |= {"done_in": "i32", "done_out": "i32", "lengths_in": "i32", "lengths_out": "i32", "counters": "i32", "error": "i32"}
         numbers = ["B", "padded", "first_row", "t0", "T", "limit", *self.symbols]
         text = self._text(pointers, numbers, before, loop, after)

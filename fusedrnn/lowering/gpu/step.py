@@ -6,7 +6,10 @@ nothing but the time and holds a product is made before the loop, for all steps 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import sympy
@@ -15,16 +18,21 @@ from torch.fx import Node
 
 from ...capture import ops
 from ...capture.program import INVARIANT, Source, Target
+from ...capture.sizes import expression
 from ...optimise.graph import aten, outputs, placeholders, value
-from ...optimise.locality import shape
+from ...optimise.locality import Rows, shape
 from ..operators import row_shape
 from ..pipeline import Optimised
 from . import types
 from .pointwise import TABLE
-from .rule import MOVES, RULES, Unlowered
+from .reductions import REDUCTIONS, Reduction, reduction_of
+from .rule import RULES, Unlowered
 from .rules import TRANSPARENT
+from .views import order_of
 
+UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
 _SIZES = (aten.sym_size.int,)
+_LOOPS = {aten.mm.default, aten.bmm.default, aten.cumsum.default, *REDUCTIONS}  # made for all steps at once where they can be
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,9 @@ class Step:
         hoisted: the nodes that are made before the loop for all steps.
         leaves: what is carried.
         products: by their nodes.
-        argmaxes: the nodes that are an argmax over the columns of a vector.
+        reductions: of all columns of a row to a number, by their nodes.
         outputs: (target, node) of flags, emits and stored vectors.
+        known: the sizes that the kernel is made for, by their symbols.
     """
 
     made: Optimised
@@ -82,49 +91,133 @@ class Step:
     hoisted: list[Node] = field(default_factory=list)
     leaves: list[CarriedLeaf] = field(default_factory=list)
     products: dict[Node, Product] = field(default_factory=dict)
-    argmaxes: list[Node] = field(default_factory=list)
+    reductions: dict[Node, Reduction] = field(default_factory=dict)
     outputs: list[tuple[Target, Node]] = field(default_factory=list)
+    known: Mapping[str, int] = field(default_factory=dict)
+    _dims: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
-    def width(self, node: Any) -> int | None:
-        """How many columns a node has; None for a number, one a row or one for all.
+    def rows(self, node: Any) -> Rows | None:
+        """Where the batch is; None for what belongs to no row."""
+        return self.made.locality.of(node) if self.made.locality is not None else None
+
+    def number(self, node: Any, size: Any) -> int:
+        """A size that the kernel is made for.
 
         Raises:
-            Unlowered: it has columns in more than one dimension, or a number of columns that is not known.
+            Unlowered: it may differ from call to call.
         """
-        made = value(node)
-        if not isinstance(made, torch.Tensor):
-            return None
-        rows = self.made.locality.of(node) if self.made.locality is not None else None
-        if rows is not None and rows.inner != 1:
-            raise Unlowered(node, "the batch is flattened into another dimension")
-        sizes = [size for size in row_shape(node, rows) if size != 1]
-        if len(sizes) > 1:
-            raise Unlowered(node, f"a tensor of {len(sizes)} dimensions a row: {[*map(str, sizes)]}")
-        if sizes and not sympy.sympify(sizes[0]).is_Integer:
-            raise Unlowered(node, "a vector whose size may differ from call to call: a kernel is made for one")
-        return int(sizes[0]) if sizes else None
+        expr = sympy.sympify(size if isinstance(size, (sympy.Expr, int)) else expression(size))
+        if not expr.is_Integer:
+            expr = expr.xreplace(
+                {symbol: sympy.Integer(self.known[str(symbol)]) for symbol in expr.free_symbols if str(symbol) in self.known}
+            )
+        if not expr.is_Integer:
+            raise Unlowered(node, "a size that may differ from call to call: a kernel is made for one")
+        return int(expr)
+
+    def dims(self, node: Any) -> tuple[int, ...]:
+        """The sizes of one row of what a node makes; `UNKNOWN` for the first one of what is there before the loop, if it is.
+
+        Raises:
+            Unlowered: one of them may differ from call to call.
+        """
+        if not isinstance(value(node), torch.Tensor):
+            return ()
+        if node not in self._dims:
+            sizes = row_shape(node, self.rows(node))
+            first = [self.bound(sizes[0])] if sizes and self.is_known(node) else []
+            self._dims[node] = (*first, *[self.number(node, size) for size in sizes[len(first) :]])
+        return self._dims[node]
+
+    def bound(self, size: Any) -> int:
+        """A size, if it is known, else `UNKNOWN`."""
+        known = all(str(symbol) in self.known for symbol in sympy.sympify(size).free_symbols)
+        return self.number(None, size) if known else UNKNOWN
+
+    def width(self, node: Any) -> int | None:
+        """How many columns a row of it has; None for a number, one a row or one for all."""
+        columns = math.prod(self.dims(node))
+        if not columns:
+            raise Unlowered(node, "a vector without columns")
+        return None if columns == 1 else columns
+
+    def place(self, node: Any, dim: int) -> int:
+        """A dimension of torch's tensor as one of a row."""
+        rank, rows = value(node).ndim, self.rows(node)
+        dim = dim % rank if rank else 0
+        return dim - (rows is not None and rows.inner == 1 and dim > rows.dim)
+
+    def is_rows(self, node: Any, dim: int) -> bool:
+        """Whether a dimension of torch's tensor is the batch."""
+        rows = self.rows(node)
+        return rows is not None and dim % value(node).ndim == rows.dim
+
+    def is_row_ids(self, node: Any) -> bool:
+        """Whether element b along the batch is b itself."""
+        return self.made.locality is not None and node in self.made.locality.row_ids
+
+    def extent(self, node: Any, dim: int) -> int:
+        """The size of a dimension of torch's tensor that is not the batch."""
+        return self.number(node, value(node).shape[dim])
+
+    def is_known(self, node: Any) -> bool:
+        """Whether it is there before the loop."""
+        return node in self.invariant or node in self.hoisted
 
 
-def step_of(made: Optimised) -> Step:
+def step_of(made: Optimised, known: Mapping[str, int] = MappingProxyType({})) -> Step:
     """The step of an optimised program.
+
+    Args:
+        known: sizes that the kernel may be made for, by their symbols.
 
     Raises:
         Unlowered: the persistent kernel cannot hold it.
     """
-    return _Reader(made).step()
+    return _Reader(made, known).step()
 
 
-def stripped(node: Node) -> Node:
-    """The node that holds the same elements in the same order, in the same dtype."""
-    while node.op == "call_function" and node.target in TRANSPARENT and node.target is not aten.expand.default:
+def sizes_of(made: Optimised) -> list[str]:
+    """The symbols of the sizes that rows of the step's values have: a kernel is made for their numbers."""
+    reader = _Reader(made, {})
+    found = reader.step_nodes()
+    symbols: set[Any] = set()
+    for node in found:
+        if isinstance(value(node), torch.Tensor):
+            symbols |= {symbol for size in row_shape(node, reader.found.rows(node)) for symbol in sympy.sympify(size).free_symbols}
+    return sorted(str(symbol) for symbol in symbols - sympy.sympify(made.program.batch).free_symbols)
+
+
+def stripped(node: Node, step: Step) -> Node:
+    """The node that holds the same elements of each row in the same order, in the same dtype."""
+    while node.op == "call_function" and (node.target in TRANSPARENT or _keeps_order(node, step)):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
+def _keeps_order(node: Node, step: Step) -> bool:
+    """A permutation that moves the batch and dimensions of size 1 only."""
+    if node.target not in (aten.permute.default, aten.t.default, aten.transpose.int):
+        return False
+    source: Any = node.args[0]
+    order = [place for place in order_of(node, step.rows(source)) if step.dims(source)[place] != 1]
+    return order == sorted(order)
+
+
 class _Reader:
-    def __init__(self, made: Optimised) -> None:
-        self.made, self.found = made, Step(made)
+    def __init__(self, made: Optimised, known: Mapping[str, int]) -> None:
+        self.made, self.found = made, Step(made, known=known)
         self.source_of = dict(zip(placeholders(made.module.graph), made.program.sources, strict=True))
+
+    def step_nodes(self) -> list[Node]:
+        """What a step reads and computes, in order; fills in what is the same at every step, and what is hoisted."""
+        graph = self.made.module.graph
+        ends = outputs(graph)
+        timed = self._classify()
+        self._hoist(timed, ends)
+        needed = self._needed([node for node in ends if isinstance(node, Node)])
+        carried = [node for node, source in self.source_of.items() if source.kind not in (*INVARIANT, "time", "finished")]
+        return [*carried, *[node for node in graph.nodes if node in needed]]
 
     def step(self) -> Step:
         made, found = self.made, self.found
@@ -138,10 +231,7 @@ class _Reader:
         if program.writes:
             raise Unlowered(None, "the loop writes a TensorArray")
         pairs = list(zip(program.targets, outputs(graph), strict=True))
-        timed = self._classify()
-        self._hoist(timed, [node for _, node in pairs])
-        needed = self._needed([node for _, node in pairs if isinstance(node, Node)])
-        found.nodes = [node for node in graph.nodes if node in needed]
+        found.nodes = [node for node in self.step_nodes() if node.op != "placeholder"]
         by_target = {(target.kind, target.place): node for target, node in pairs}
         for node, source in self.source_of.items():
             if source.kind in INVARIANT or source.kind in ("time", "finished"):
@@ -156,8 +246,8 @@ class _Reader:
         found.outputs = [(target, node) for target, node in pairs if target.kind in ("finished", "past", "emit", "stored")]
         for node in found.nodes:
             self._check(node)
-        for leaf in found.leaves:
-            self._check_dtype(leaf.node)
+        for node in (*found.hoisted, *[leaf.node for leaf in found.leaves]):
+            self._check_dtype(node)
         return found
 
     def _classify(self) -> set[Node]:
@@ -185,7 +275,7 @@ class _Reader:
         heavy: set[Node] = set()
         for node in self.made.module.graph.nodes:
             if node in timed and node.op == "call_function":
-                known = node.target in RULES or node.target in TABLE or node.target in _SIZES
+                known = node.target in TABLE or node.target in _SIZES or (node.target in RULES and node.target not in _LOOPS)
                 if not known or any(operand in heavy for operand in node.all_input_nodes) or self._is_odd(node):
                     heavy.add(node)
         for node in self.made.module.graph.nodes:
@@ -218,24 +308,17 @@ class _Reader:
             return
         self._check_dtype(node)
         width = self.found.width(node)
-        if node.target is aten.mm.default:
+        reduction = reduction_of(node)
+        if reduction is not None:
+            if width is None and self.found.width(reduction.source) is not None:
+                self.found.reductions[node] = reduction
+        elif node.target is aten.mm.default:
             left, weight = node.args
             inner = self.found.width(left)
-            if weight not in self.found.invariant or left in self.found.invariant:
-                raise Unlowered(node, "a product of two things that are made in a step, or with the weight on the left")
-            if inner is not None:
-                if not value(node).dtype.is_floating_point:
-                    raise Unlowered(node, "a product of integers")
-                columns = shape(weight)[1]
-                self.found.products[node] = Product(node, left, weight, inner, int(columns))  # type: ignore[arg-type]
-        elif node.target is aten.argmax.default:
-            dim = node.args[1] if len(node.args) > 1 else None
-            source = node.args[0]
-            if width is not None or self.found.width(source) is None or dim is None:
-                raise Unlowered(node, "an argmax over something else than the columns of a vector")
-            if not value(source).dtype.is_floating_point:
-                raise Unlowered(node, "an argmax of integers")
-            self.found.argmaxes.append(node)
+            is_weight = weight in self.found.invariant and left not in self.found.invariant
+            if is_weight and inner == self.found.number(node, shape(left)[1]) != 1 and value(node).dtype.is_floating_point:
+                columns = self.found.number(node, shape(weight)[1])
+                self.found.products[node] = Product(node, left, weight, inner, columns)  # type: ignore[arg-type]
         elif node.target not in RULES and node.target not in TABLE:
             raise Unlowered(node, "the persistent kernel has no rule for it")
 
@@ -243,8 +326,3 @@ class _Reader:
         dtype = value(node).dtype
         if dtype not in types.REGISTERS:
             raise Unlowered(node, f"{str(dtype).removeprefix('torch.')} numbers")
-
-
-def moves(node: Node) -> bool:
-    """Whether a node asks its operands for other columns than its own."""
-    return node.target in MOVES

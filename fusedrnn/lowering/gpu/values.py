@@ -5,7 +5,7 @@ A value is written where it is first asked for, at the columns that are asked fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -14,9 +14,11 @@ from torch.fx import Node
 from torch.utils._sympy.printers import PythonPrinter
 
 from ...capture.sizes import expression
-from ...optimise.graph import aten, placeholders, value
+from ...optimise.graph import placeholders, value
+from ..operators import row_shape
 from . import types
-from .rule import Columns, Lowering, Unlowered
+from .columns import C, Columns, counter, is_within, taken_apart, text
+from .rule import Lowering, Unlowered
 from .rules import READ_THROUGH, lower
 from .schedule import Schedule, Tile
 from .step import CarriedLeaf
@@ -24,9 +26,9 @@ from .step import CarriedLeaf
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
-    "half",    "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row",
-    "own", "product", "multiply", "resident", "streamed", "halves",
-    "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
+    "half", "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "multiply", "resident",
+    "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "order", "unordered", "LOWEST32",
+    "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
 
@@ -54,7 +56,9 @@ class Values:
         self.one_row = self.made.program.batch == 1
         self.alone = self.sharing.programs == 1
         self.prelude: list[str] = []
-        self.lines: list[str] = []
+        self.blocks: list[list[str]] = [[]]  # of the step, and of the loops in it that are being written
+        self.loops: dict[Any, int] = {}  # which block is that of a loop's counter
+        self.lines = self.blocks[0]
         self.names: dict[tuple[Node, Columns | None], str] = {}
         self.taken: set[str] = set(_RESERVED)
         self.widths: set[int] = set()
@@ -75,6 +79,27 @@ class Values:
     def width(self, node: Any) -> int | None:
         return self.step.width(node)
 
+    def dims(self, node: Any) -> tuple[int, ...]:
+        return self.step.dims(node)
+
+    def place(self, node: Any, dim: int) -> int:
+        return self.step.place(node, dim)
+
+    def is_rows(self, node: Any, dim: int) -> bool:
+        return self.step.is_rows(node, dim)
+
+    def rows(self, node: Any) -> Any:
+        return self.step.rows(node)
+
+    def is_row_ids(self, node: Any) -> bool:
+        return self.step.is_row_ids(node)
+
+    def extent(self, node: Any, dim: int) -> int:
+        return self.step.extent(node, dim)
+
+    def is_known(self, node: Node) -> bool:
+        return self.step.is_known(node)
+
     def size(self, node: Node, dim: int) -> str:
         return self._size(value(node).shape[dim])
 
@@ -87,10 +112,26 @@ class Values:
             self.taken.add(symbol)
         return str(expr) if expr.is_Symbol else f"({PythonPrinter().doprint(expr)})"
 
-    def fault(self, condition: str) -> None:
+    def fault(self, condition: str, columns: Columns | None) -> None:
         if condition not in self.faults:
             self.faults.add(condition)
+            if columns is not None and columns.width:
+                condition = f"tl.max(tl.where(({condition}) & {columns.mask}, 1, 0), 0)[None, :] > 0"
             self.lines.append(f"bad = tl.where(({condition}) & (done == 0), 1, bad)")
+
+    def accumulate(self, size: int, dtype: str, identity: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
+        rows = self.sharing.block(columns.width) if columns is not None and columns.width else 1
+        name, count = self._fresh("sum"), counter(len(self.loops), size)
+        self.lines.append(f"{name} = tl.full(({rows}, {self.bb}), {identity}, {dtype})")
+        outer, inner = self.lines, list[str]()
+        self.loops[count] = len(self.blocks)
+        self.blocks.append(inner)
+        self.lines = inner
+        new = update(count, name)
+        self.blocks.pop()
+        self.lines = outer
+        self.lines += [f"for {count} in range(0, {size}):", *[f"    {line}" for line in inner], f"    {name} = {new}"]
+        return name
 
     def demand(self, node: Node, columns: Columns | None) -> str:
         """The name of a node's value at columns; it is written if it is not there yet."""
@@ -98,7 +139,11 @@ class Values:
             self.widths.add(columns.width)
         key = (node, columns)
         if key not in self.names:
+            outer = self.lines
+            if outer is not self.prelude:  # where its loops are, and no deeper
+                self.lines = self.blocks[max([self.loops[count] for count in columns.loops], default=0) if columns is not None else 0]
             self.names[key] = self._written(node, columns)
+            self.lines = outer
         return self.names[key]
 
     def _written(self, node: Node, columns: Columns | None) -> str:
@@ -106,20 +151,18 @@ class Values:
         if not isinstance(made, torch.Tensor):
             return self._size(made)
         if node in self.hoisted:
-            return self._assign(node, columns, self.external(node, columns))
+            return self._assign(node, columns, self._loaded(node, columns))
         if node in self.step.invariant:
             return self._invariant(node, columns)
-        own = columns is None or (columns.width == self.width(node) and not columns.shift)
+        own = columns is None or (columns.width == self.width(node) and columns.at == C)
         if node in self.schedule.fixed and not own:
             return self._assign(node, columns, self._moved(node, columns))
         if node.op == "placeholder":
             return self._placeholder(node)
         if node in self.tile_of:
             return self._product(node)
-        if node.target is aten.mm.default:
-            return self._assign(node, columns, self._outer(node, columns))
-        if node.target is aten.argmax.default:
-            return self._best(node)
+        if node in self.step.reductions:
+            return self._reduced(node)
         return self._assign(node, columns, lower(Lowering(node, columns, self)))
 
     def _placeholder(self, node: Node) -> str:
@@ -133,52 +176,51 @@ class Values:
         return f"({name} != 0)" if value(node).dtype == torch.bool else name
 
     def _invariant(self, node: Node, columns: Columns | None) -> str:
-        """Loaded or computed once, before the loop."""
-        before, self.lines = self.lines, self.prelude
-        try:
-            if node.op == "call_function" and node.target in READ_THROUGH:
-                return self._assign(node, columns, lower(Lowering(node, columns, self)))
-            return self._assign(node, columns, self.external(node, columns))
-        finally:
-            self.lines = before
-
-    def _outer(self, node: Node, columns: Columns | None) -> str:
-        """A product over one column."""
-        left, weight = node.args
-        return f"({self.demand(left, None)} * {self.demand(weight, columns)})"  # type: ignore[arg-type]
+        """Loaded or computed once, before the loop; in a loop of the step every time."""
+        outer = self.lines
+        if columns is None or not columns.loops:
+            self.lines = self.prelude
+        through = node.op == "call_function" and node.target in READ_THROUGH
+        made = self._assign(node, columns, lower(Lowering(node, columns, self)) if through else self._loaded(node, columns))
+        self.lines = outer
+        return made
 
     # Memory.
 
-    def external(self, node: Node, columns: Columns | None, at: tuple[int, str] | None = None, row: str | None = None) -> str:
-        rows = self.made.locality.of(node) if self.made.locality is not None else None
-        if rows is not None and rows.inner != 1:
-            raise Unlowered(node, "a tensor with the batch flattened into a dimension")
-        sizes, terms, by_row, by_column = list(value(node).shape), [], False, False
-        for dim, size in enumerate(sizes):
-            if at is not None and dim == at[0]:
-                index = f"({at[1]}).to(tl.int64)"
-            elif row is not None and dim == 0:
-                index, by_row = f"({row}).to(tl.int64)", True
-            elif rows is not None and dim == rows.dim:
-                index, by_row = "rows", True
-            elif expression(size) == 1:
+    def _loaded(self, node: Node, columns: Columns | None) -> str:
+        if columns is None:
+            return self.load(node, [sympy.Integer(0)] * len(self._row_sizes(node)), 0)
+        return self.load(node, taken_apart(columns.at, self.dims(node), columns.width), columns.width)
+
+    def _row_sizes(self, node: Node) -> list[Any]:
+        return row_shape(node, self.rows(node))
+
+    def load(self, node: Node, index: Sequence[Any], width: int, by_row: bool = False) -> str:
+        rows, sizes, terms, uses = self.rows(node), list(value(node).shape), [], False
+        places = iter(zip(index, self._row_sizes(node), strict=True))
+        for dim in range(len(sizes)):
+            is_rows = rows is not None and dim == rows.dim
+            if is_rows and rows.inner == 1:
+                terms.append(self._scaled("rows", sizes[dim + 1 :]))
                 continue
-            elif columns is None or by_column:
-                raise Unlowered(node, "a look-up that leaves several columns")
-            else:
-                index, by_column = self._column(columns, int(expression(size))), True
-            terms.append(self._scaled(index, sizes[dim + 1 :]))
+            at, size = next(places)
+            if is_rows:
+                terms.append(self._scaled("rows", [size, *sizes[dim + 1 :]]))
+            if isinstance(at, str):
+                terms.append(self._scaled(f"({at}).to(tl.int64)", sizes[dim + 1 :]))
+                uses |= bool(width) and f"c{width}" in at
+            elif at != 0:
+                uses |= C in at.free_symbols
+                made = text(at, width)
+                if not (at.is_Integer and at >= 0) and not is_within(at, self.step.bound(size), width):
+                    made = f"tl.minimum(tl.maximum({made}, 0), {self._size(size)} - 1)"
+                terms.append(self._scaled(made, sizes[dim + 1 :]))
         name = self.hoisted.get(node) or self._external_name(node)
         if node in self.hoisted:
             terms.append(self._scaled("step", sizes))
-        masks = (["live"] if by_row else []) + ([columns.mask] if by_column and columns is not None and columns.mask else [])
+        masks = (["live"] if by_row or rows is not None else []) + ([f"in{width}"] if uses else [])
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        return types.loaded(f"tl.load({' + '.join([f'{name}', *terms])}{mask})", value(node).dtype)
-
-    def _column(self, columns: Columns, width: int) -> str:
-        """The index of columns, within a tensor of that many."""
-        reach = columns.shift + max(columns.width, 1)
-        return columns.index if columns.shift >= 0 and reach <= width else f"tl.minimum(tl.maximum({columns.index}, 0), {width - 1})"
+        return types.loaded(f"tl.load({' + '.join([name, *terms])}{mask})", value(node).dtype)
 
     def _scaled(self, index: str, sizes: Sequence[Any]) -> str:
         strides = [self._size(size) for size in sizes if expression(size) != 1]
@@ -195,8 +237,12 @@ class Values:
         if exchange is None or columns is None:
             raise Unlowered(node, "is read at columns that its program does not have")
         half = "(1 - half)" if exchange.leaf is not None else "half"
-        mask = f", mask={columns.mask}, other=0" if columns.mask else ""
-        address = f"{exchange.name} + ({half} * padded + local) * {exchange.width} + {self._column(columns, exchange.width)}"
+        at = columns.index
+        if not columns.within(exchange.width):
+            at = f"tl.minimum(tl.maximum({at}, 0), {exchange.width - 1})"
+        uses = C in columns.at.free_symbols
+        mask = f", mask={columns.mask}, other=0" if uses else ""
+        address = f"{exchange.name} + ({half} * padded + local) * {exchange.width} + {at}"
         return types.loaded(f'tl.load({address}{mask}, cache_modifier=".cg")', exchange.dtype)
 
     # Text.
@@ -208,8 +254,7 @@ class Values:
         return name
 
     def _assign(self, node: Node, columns: Columns | None, text: str) -> str:
-        shift = "" if columns is None or not columns.shift else f"_at{columns.shift}".replace("-", "m")
-        name = self._fresh(f"{node.name}{shift}")
+        name = self._fresh(node.name if columns is None or columns.at == C else f"{node.name}_at")
         self.lines.append(f"{name} = {text}")
         return name
 
@@ -294,20 +339,24 @@ class Values:
         self._take_apart(tile, upper, begin, rows // 2, lines, names)
         self._take_apart(tile, lower_half, begin + rows // 2, rows // 2, lines, names)
 
-    def _best(self, node: Node) -> str:
-        """The index of a vector's greatest number, where this program has all of it."""
+    def _reduced(self, node: Node) -> str:
+        """The reduction of a vector of which this program has all columns."""
         if node in self.schedule.reductions:
-            raise Unlowered(node, "an argmax that is asked for before its barrier")
-        width = self.width(node.args[0])
-        return self._assign(node, None, f"key_index({self._keys(node)}, {width})[None, :].to(tl.int64)")
+            raise Unlowered(node, "a reduction that is asked for before its barrier")
+        return self._decoded(node, self._part(node))
 
-    def _keys(self, node: Node) -> str:
-        """The greatest key of this program's columns, ``[rows]``."""
-        source: Any = node.args[0]
-        width = self.width(source)
-        numbers = self._at_own(source)
-        full = f"{numbers} + tl.zeros((1, {self.bb}), tl.float32)"
-        return f"tl.max(tl.where(in{width}, order_key({full}, c{width}), LOWEST), 0)"
+    def _part(self, node: Node) -> str:
+        """The reduction of this program's columns, ``[rows]``."""
+        reduction = self.step.reductions[node]
+        width = self.width(reduction.source)
+        element = reduction.encoded(self._at_own(reduction.source), f"c{width}")
+        return reduction.over(f"tl.where(in{width} & live, {element}, {reduction.identity})")
+
+    def _decoded(self, node: Node, key: str) -> str:
+        reduction = self.step.reductions[node]
+        size = self.width(reduction.source)
+        assert size is not None
+        return self._assign(node, None, reduction.decoded(f"({key})[None, :]", size, value(node).dtype))
 
     def _zeros(self, tile: Tile) -> str:
         return f"tl.zeros(({tile.rows}, {self.bb}), tl.float32)"

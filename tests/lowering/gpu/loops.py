@@ -13,6 +13,7 @@ from fusedrnn.capture import cache
 from fusedrnn.capture.program import Program
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.contract import Call
+from fusedrnn.executors.persistent import known_sizes
 from fusedrnn.lowering.gpu.step import Step, step_of
 from fusedrnn.lowering.pipeline import optimised
 
@@ -24,19 +25,23 @@ CELLS = {
 }
 
 
-def program_of(cell: Any, loop_fn: Any) -> Program:
-    """The captured program."""
+def captured_of(cell: Any, loop_fn: Any) -> tuple[Program, list[torch.Tensor]]:
+    """The captured program, and the closed-over tensors."""
     call = Call(as_cell(cell), loop_fn)
     with torch.no_grad(), frames.running() as frame, branches.taken():
-        begun = contract.start(call, frame)
-        program, _ = cache.captured(call, frame, begun)
-    return program
+        program, tensors = cache.captured(call, frame, contract.start(call, frame))
+    return program, tensors
+
+
+def program_of(cell: Any, loop_fn: Any) -> Program:
+    """The captured program."""
+    return captured_of(cell, loop_fn)[0]
 
 
 def step(cell: Any, loop_fn: Any) -> Step:
     """The step as the persistent executor has it."""
-    program = program_of(cell, loop_fn)
-    return step_of(optimised(program, program.batch, split=True, wide=True))
+    program, tensors = captured_of(cell, loop_fn)
+    return step_of(optimised(program, program.batch, split=True, wide=True), known_sizes(program, tensors))
 
 
 def start_of(kind: str, batch: int, size: int, dtype: torch.dtype = torch.float32) -> Any:

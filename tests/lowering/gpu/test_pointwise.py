@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from operator import getitem
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from fusedrnn import PlanError
 from fusedrnn.capture import ops
 from fusedrnn.lowering.gpu.pointwise import TABLE
 from fusedrnn.lowering.gpu.rule import RULES
@@ -230,10 +233,71 @@ CASES: dict[Any, list[Case]] = {
 
 # What the lowering never meets, with the pass that takes it away.
 NOT_MET = {ops.within}
+OTHERS = {op: cases for op, cases in operators.CASES.items() if op in RULES}  # of the executors that compute in float64
+GROUPS = 8
 
 
 def test_the_rules_have_cases():
-    assert [str(op) for op in RULES if op not in CASES and op not in NOT_MET] == []
+    assert [
+        str(op) for op in RULES if op not in CASES and op not in OTHERS and op not in NOT_MET | {getitem, aten.contiguous.default}
+    ] == []
+
+
+def of_a_step(case: Case) -> Case:
+    """The same values, but made of the state: they cannot be made before the loop."""
+
+    def made(v: Values) -> Any:
+        tiny = v["h"][:, 0] * 1e-30
+        found = dict(v)
+        for name, x in v.items():
+            if name in SHAPED:
+                zero = tiny.reshape(-1, *[1] * (x.ndim - 1))
+                found[name] = (
+                    x + zero.to(x.dtype)
+                    if x.is_floating_point()
+                    else x ^ (zero > 1)
+                    if x.dtype == torch.bool
+                    else x + (zero > 1).to(x.dtype)
+                )
+        return case(found)
+
+    return made
+
+
+def in_single(tensors: Values) -> Values:
+    return {name: x.float() if x.dtype == torch.float64 else x for name, x in tensors.items()}
+
+
+SHAPED, SHAPED_KNOWN = in_single(operators.shaped()), in_single(operators.known())
+
+# Why a kernel may not hold one of these cases. Anything else is a failure.
+ACCEPTED = (
+    r"rows depend on one another", r"the step holds for a batch of", r"an arg(max|min) of integers", r"float64 numbers",
+    r"a vector without columns", r"a window with a step", r"a row that looks into another",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_cases_of_the_other_executors(group):
+    chosen = [(op, place) for op in OTHERS for place in range(len(OTHERS[op]))][group::GROUPS]
+    ran, refused = 0, []
+    for op, place in chosen:
+        try:
+            check({f"{op}: {place}": of_a_step(OTHERS[op][place])}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
+            ran += 1
+        except PlanError as error:
+            refused.append(f"{op}: {place}: {error}")
+    assert [one for one in refused if not any(re.search(reason, one) for reason in ACCEPTED)] == []
+    assert ran > 0.8 * len(chosen)
+
+
+QUICK = (aten.sum.dim_IntList, aten.amax.default, aten.bmm.default, aten.permute.default, aten.index.Tensor, aten.gather.default)
+
+
+def test_reductions_and_look_ups():
+    for op in QUICK:
+        check({f"{op}: 0": of_a_step(OTHERS[op][0])}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
 
 
 @pytest.mark.parametrize("group", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
