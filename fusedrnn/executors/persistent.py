@@ -139,10 +139,9 @@ def known_sizes(program: Program, tensors: Sequence[torch.Tensor]) -> dict[str, 
     """
     names = program.plans.get("sizes of rows")
     if names is None:
-        from ..lowering.gpu.step import sizes_of
-        from ..lowering.pipeline import optimised
+        from ..lowering.gpu.step import prepared, sizes_of
 
-        names = sizes_of(optimised(program, program.batch, split=True, wide=True)) if program.symbols else []
+        names = sizes_of(prepared(program)) if program.symbols else []
         program.plans["sizes of rows"] = names
     found = {name: program.symbols[name] for name in names if name in program.symbols}
     return {name: tensors[place].shape[dim] for name, (place, dim) in found.items()}

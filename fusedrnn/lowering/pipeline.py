@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from ..optimise.locality import Locality, Mixes, shape
 from ..optimise.simplify import assume_none_finished, simplify
 from ..optimise.sink import Sunk, sink
 from .decompose import decomposed
+
+_MOST_TRIALS = 64
 
 
 @dataclass
@@ -40,11 +44,12 @@ class Optimised:
     sunk: Sunk
 
 
-def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool = False) -> Optimised:
+def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool = False, fixed: bool = False) -> Optimised:
     """Run the passes; ``batch`` is the expression of the batch size.
 
     Args:
         split, wide: as `canonicalise` has them.
+        fixed: rows are told apart where the batch size is a number too.
 
     Raises:
         Unlowered: an operator has no rule, and torch cannot take it apart.
@@ -56,16 +61,16 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
         canonicalise(graph, _invariant(program, graph), wide=True)
     module = decomposed(graph, program.module, program.sources)
     canonicalise(module.graph, _invariant(program, module.graph), split, wide=wide)
-    locality, mixes = located(program, module.graph, batch)
+    locality, mixes = located(program, module.graph, batch, fixed)
     retires = locality is not None and may_retire(program, module.graph, locality)
     if retires:
         drop_masks(program, module.graph)
-        locality, mixes = located(program, module.graph, batch)
+        locality, mixes = located(program, module.graph, batch, fixed)
     sunk = Sunk()
     if retires and locality is not None:
         targets, sunk = sink(program, module, locality)
         program = replace(program, targets=tuple(targets))
-        locality, mixes = located(program, module.graph, batch)
+        locality, mixes = located(program, module.graph, batch, fixed)
     if batch == 1:  # the loop ends with its only row: no step sees it finished
         drop_masks(program, module.graph)
     assert locality is not None or not retires
@@ -77,20 +82,47 @@ def _invariant(program: Program, graph: Graph) -> set[Node]:
     return {node for node, source in zip(placeholders(graph), program.sources, strict=True) if source.kind in INVARIANT}
 
 
-def located(program: Program, graph: Graph, batch: Any) -> tuple[Locality | None, Mixes | None]:
-    """Where the rows are, or what mixes them; neither for a batch of fixed size, which is taken as one row."""
+def located(program: Program, graph: Graph, batch: Any, fixed: bool = False) -> tuple[Locality | None, Mixes | None]:
+    """Where the rows are, or what mixes them; neither for a batch of fixed size that is taken as one row."""
     if batch.is_Integer:
-        return None, None
+        return (_located_by_trial(program, graph, batch) if fixed and batch != 1 else None), None
     try:
-        found = Locality(program, graph, batch)
-        for target, node in zip(program.targets, outputs(graph), strict=True):
-            rows = found.of(node)
-            by_rows = target.kind in ("finished", "inputs", "state", "emit", "stored", "past") and bool(shape(node))
-            if (by_rows and rows is None) or (rows is not None and (rows.dim != 0 or rows.inner != 1)):
-                raise Mixes(node, f"makes a {target.kind} whose first dimension is not the batch")
+        return _checked(program, graph, Locality(program, graph, batch)), None
     except Mixes as mixes:
         return None, mixes
-    return found, None
+
+
+def _checked(program: Program, graph: Graph, found: Locality) -> Locality:
+    """Raises `Mixes` where an output does not have the batch first."""
+    for target, node in zip(program.targets, outputs(graph), strict=True):
+        rows = found.of(node)
+        by_rows = target.kind in ("finished", "inputs", "state", "emit", "stored", "past") and bool(shape(node))
+        if (by_rows and rows is None) or (rows is not None and (rows.dim != 0 or rows.inner != 1)):
+            raise Mixes(node, f"makes a {target.kind} whose first dimension is not the batch")
+    return found
+
+
+def _located_by_trial(program: Program, graph: Graph, batch: Any) -> Locality | None:
+    """Where the rows are if the batch size is a number: a dimension of a closed-over tensor that has this size may be the batch or not.
+    Whatever choice tells the rows apart is right: it says which elements a row is made of."""
+    options: dict[Node, list[int | None]] = {}
+    for node, source in zip(placeholders(graph), program.sources, strict=True):
+        places: list[int | None] = [dim for dim, size in enumerate(shape(node)) if size == batch]
+        if source.kind in ("tensor", "loop_state") and places:
+            options[node] = [*places, None] if len(places) == 1 else [None, *places]
+    for choice in islice(product(*options.values()), _MOST_TRIALS):
+        with suppress(Mixes):
+            found = _checked(program, graph, Locality(program, graph, batch, dict(zip(options, choice, strict=True))))
+            if _carries(program, graph, found):
+                return found
+    return None
+
+
+def _carries(program: Program, graph: Graph, found: Locality) -> bool:
+    """Whether no leaf of loop_state that is taken to be of no row becomes one of rows."""
+    after = {target.place: node for target, node in zip(program.targets, outputs(graph), strict=True) if target.kind == "loop_state"}
+    before = {source.place: node for node, source in zip(placeholders(graph), program.sources, strict=True) if source.kind == "loop_state"}
+    return all(found.of(node) is None or found.of(before.get(place)) is not None for place, node in after.items())
 
 
 def may_retire(program: Program, graph: Graph, locality: Locality) -> bool:

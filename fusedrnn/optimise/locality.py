@@ -4,8 +4,9 @@ the node that mixes rows."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import sympy
@@ -58,9 +59,13 @@ class Locality:
         row_ids: the nodes whose element b along the batch is b itself.
     """
 
-    def __init__(self, program: Program, graph: Graph, batch: sympy.Expr) -> None:
-        """Raises `Mixes`."""
-        self.batch = batch
+    def __init__(self, program: Program, graph: Graph, batch: sympy.Expr, chosen: Mapping[Node, int | None] = MappingProxyType({})) -> None:
+        """Raises `Mixes`.
+
+        Args:
+            chosen: which dimension of these placeholders is the batch, or that none is.
+        """
+        self.batch, self.chosen = batch, chosen
         self.rows: dict[Node, Rows | None] = {}
         self.row_ids: set[Node] = set()
         sources = iter(program.sources)
@@ -76,6 +81,9 @@ class Locality:
         return self.rows.get(node) if isinstance(node, Node) else None
 
     def _of_placeholder(self, node: Node, kind: str) -> Rows | None:
+        if node in self.chosen:
+            dim = self.chosen[node]
+            return None if dim is None else Rows(dim)
         sizes = shape(node)
         places = [place for place, size in enumerate(sizes) if size == self.batch]
         if len(places) > 1 and kind not in ("tensor", "loop_state"):

@@ -10,8 +10,7 @@ from ..kernels.gpu.launch import Options
 from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
-from ..lowering.gpu.step import Step, step_of
-from ..lowering.pipeline import optimised
+from ..lowering.gpu.step import Step, prepared, step_of
 from .cost import IN_FLIGHT, fit, step_cost, stream
 from .plan import Plan
 
@@ -33,7 +32,7 @@ def planned(program: Program, batch: int, limits: Limits, precision: str, sizes:
     Raises:
         Unlowered: of `lowering.operators` or of `lowering.gpu`: the persistent kernel cannot hold it.
     """
-    return plans(step_of(optimised(program, program.batch, split=True, wide=True), sizes), batch, limits, precision)
+    return plans(step_of(prepared(program), sizes), batch, limits, precision)
 
 
 def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:

@@ -35,7 +35,7 @@ def test_emit_tokens(p, raw_rnn):
     return emitting(p, raw_rnn, lambda time, output, state: (output @ p.out).argmax(1) + 1, torch.tensor(0))
 
 
-@golden("emit_mixed", not_persistent="the step holds for a batch of")
+@golden("emit_mixed")
 def test_emit_mixed(p, raw_rnn):
     def emit(time, output, state):
         return {
@@ -82,7 +82,7 @@ def test_emit_loop_state(p, raw_rnn):
     return raw_rnn(tanh_cell(p), loop_fn)
 
 
-@golden("emit_time", not_persistent="the step holds for a batch of")
+@golden("emit_time")
 def test_emit_time(p, raw_rnn):
     return emitting(
         p, raw_rnn, lambda time, output, state: (time.expand(B), output * time), (torch.tensor(0, dtype=torch.int32), zeros(H))

@@ -41,7 +41,7 @@ def test_running_sum(p, raw_rnn):
     return raw_rnn(tanh_cell(p), carrying(p, zeros(B), lambda time, output, total: total + output.sum(1)))
 
 
-@golden("none_keeps", not_persistent="the step holds for a batch of")
+@golden("none_keeps")
 def test_none_keeps(p, raw_rnn):
     def loop_fn(time, output, state, carried):
         if output is None:

@@ -218,6 +218,6 @@ def test_gather_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: torch.gather(p.x, 0, pointer[None].long()).T))
 
 
-@golden("gather_read", not_persistent="the step holds for a batch of")
+@golden("gather_read")
 def test_take_along_dim_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: torch.take_along_dim(p.x, pointer[None].long(), 0).T))

@@ -17,12 +17,12 @@ import torch
 from torch.fx import Node
 
 from ...capture import ops
-from ...capture.program import INVARIANT, Source, Target
+from ...capture.program import INVARIANT, Program, Source, Target
 from ...capture.sizes import expression
 from ...optimise.graph import aten, outputs, placeholders, value
 from ...optimise.locality import Rows, shape
 from ..operators import row_shape
-from ..pipeline import Optimised
+from ..pipeline import Optimised, optimised
 from . import types
 from .pointwise import TABLE
 from .reductions import REDUCTIONS, Reduction, reduction_of
@@ -165,6 +165,15 @@ class Step:
         return node in self.invariant or node in self.hoisted
 
 
+def prepared(program: Program) -> Optimised:
+    """A captured program after the passes, as `step_of` takes it.
+
+    Raises:
+        Unlowered: of `lowering.operators`.
+    """
+    return optimised(program, program.batch, split=True, wide=True, fixed=True)
+
+
 def step_of(made: Optimised, known: Mapping[str, int] = MappingProxyType({})) -> Step:
     """The step of an optimised program.
 
@@ -224,7 +233,7 @@ class _Reader:
         program, graph = made.program, made.module.graph
         if made.locality is None and program.batch != 1:
             mixes = made.mixes
-            fixes = f"the step holds for a batch of {program.batch} only"
+            fixes = f"the step holds for a batch of {program.batch} only, and its rows cannot be told apart"
             refused = Unlowered(None, "rows depend on one another: " + mixes.reason if mixes else fixes)
             refused.location = mixes.location if mixes else program.fixed_at
             raise refused

@@ -14,8 +14,7 @@ from fusedrnn.capture.program import Program
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.contract import Call
 from fusedrnn.executors.persistent import known_sizes
-from fusedrnn.lowering.gpu.step import Step, step_of
-from fusedrnn.lowering.pipeline import optimised
+from fusedrnn.lowering.gpu.step import Step, prepared, step_of
 
 CELLS = {
     "lstm": fusedrnn.LSTMCell,
@@ -41,7 +40,7 @@ def program_of(cell: Any, loop_fn: Any) -> Program:
 def step(cell: Any, loop_fn: Any) -> Step:
     """The step as the persistent executor has it."""
     program, tensors = captured_of(cell, loop_fn)
-    return step_of(optimised(program, program.batch, split=True, wide=True), known_sizes(program, tensors))
+    return step_of(prepared(program), known_sizes(program, tensors))
 
 
 def start_of(kind: str, batch: int, size: int, dtype: torch.dtype = torch.float32) -> Any:
