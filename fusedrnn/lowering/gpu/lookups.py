@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch.fx import Node
 
 from ...capture import ops
 from ...optimise.graph import aten, value
@@ -139,16 +140,29 @@ def _element(self: Lowering, x: Any, index: list[Any], by_row: bool = True) -> s
     return f"({made} != 0)" if dtype == torch.bool else made
 
 
-@rule(aten.cumsum.default)
-def _cumsum(self: Lowering) -> str:
-    """What stands before an element and itself: all are looked at."""
-    source, dim = self.node.args[:2]
-    place, mine, dtype = self.writer.place(source, dim), self.index, self.dtype
+@rule(aten.scatter.src, aten.scatter.value, aten.scatter_add.default)
+def _scatter(self: Lowering) -> str:
+    """What is there already, and all that may be written over it: of several the last, as a loop would."""
+    x, dim, places, new = self.node.args
+    place, index, dtype = self.writer.place(x, dim), self.index, self.dtype
+    sizes = self.writer.dims(places)
+    inside = [
+        f"({self.text(at)} < {size})"
+        for here, (at, size, whole) in enumerate(zip(index, sizes, self.dims, strict=True))
+        if here != place and size < whole
+    ]
 
     def update(count: Any, so_far: str) -> str:
-        element = types.cast(self.at(source, [*mine[:place], count, *mine[place + 1 :]]), value(source).dtype, dtype)
-        return f"tl.where({count} <= {self.text(mine[place])}, {so_far} + {element}, {so_far})"
+        there = [*index[:place], count, *index[place + 1 :]]
+        at = self.at(places, there)
+        element = self.at(new, there) if isinstance(new, Node) else types.literal(new, dtype)
+        element = f"({element}).to({types.carried_in(dtype)})" if isinstance(new, Node) else element
+        if self.node.target is aten.scatter_add.default:
+            element = f"({so_far} + {element})"
+        elif dtype == torch.bool and not isinstance(new, Node):
+            element = str(int(bool(new)))
+        return f"tl.where({' & '.join([f'({at} == {self.text(index[place])})', *inside])}, {element}, {so_far})"
 
-    return self.writer.accumulate(
-        self.dims[place], types.carried_in(dtype), "0.0" if dtype.is_floating_point else "0", self.columns, update
-    )
+    before = self.operand(x)
+    made = self.writer.accumulate(sizes[place], types.carried_in(dtype), before, self.columns, update)
+    return f"({made} != 0)" if dtype == torch.bool else made

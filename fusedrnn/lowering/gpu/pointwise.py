@@ -44,6 +44,13 @@ _FLOATING: dict[str, Expression] = {
     "sigmoid": _function("sigmoid"), "expm1": _function("expm1"), "log1p": _function("log1p"),
 }  # fmt: skip
 
+_FLOATING |= {
+    "tan": lambda a: f"(tl.sin({a}) / tl.cos({a}))",
+    "cosh": lambda a: f"(0.5 * (tl.exp({a}) + tl.exp(-{a})))",
+    "sinh": lambda a: f"(0.5 * (expm1({a}) - expm1(-{a})))",
+    "log10": lambda a: f"(tl.log({a}) * 0.4342944819032518)",  # 1 / ln 10
+}
+
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _LOGICAL: dict[str, Expression] = {
     "logical_and": _infix("&"), "logical_or": _infix("|"), "logical_xor": _infix("!="), "logical_not": lambda a: f"({a} == 0)",

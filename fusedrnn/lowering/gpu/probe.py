@@ -51,7 +51,7 @@ class _Probe:
     def load(self, node: Node, index: Sequence[Any], width: int, by_row: bool = False) -> str:
         return "x"
 
-    def accumulate(self, size: int, dtype: str, identity: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
+    def accumulate(self, size: int, dtype: str, first: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
         self.found.loops = True
         update(counter(0, size), "x")
         return "x"

@@ -149,3 +149,31 @@ def _reduced(self: Lowering) -> str:
 
     key = writer.accumulate(total, reduction.key, reduction.identity, self.columns, update)
     return reduction.decoded(key, total, self.dtype)
+
+
+@rule(aten.cumsum.default, aten.cumprod.default)
+def _running(self: Lowering) -> str:
+    """Of what stands before an element and itself: all are looked at."""
+    source, dim = self.node.args[:2]
+    place, mine, dtype = self.writer.place(source, dim), self.index, self.dtype
+    sign, neutral = ("+", 0) if self.node.target is aten.cumsum.default else ("*", 1)
+
+    def update(count: Any, so_far: str) -> str:
+        element = types.cast(self.at(source, [*mine[:place], count, *mine[place + 1 :]]), value(source).dtype, dtype)
+        return f"tl.where({count} <= {self.text(mine[place])}, {so_far} {sign} {element}, {so_far})"
+
+    return self.writer.accumulate(self.dims[place], types.carried_in(dtype), types.literal(neutral, dtype), self.columns, update)
+
+
+@rule(aten.prod.dim_int)
+def _multiplied(self: Lowering) -> str:
+    source, dim = self.node.args[:2]
+    place, mine, dtype = self.writer.place(source, dim), self.index, self.dtype
+    keeps = len(mine) == len(self.writer.dims(source))
+
+    def update(count: Any, so_far: str) -> str:
+        index = [*mine[:place], count, *mine[place + keeps :]]
+        return f"{so_far} * {types.cast(self.at(source, index), value(source).dtype, dtype)}"
+
+    size = self.writer.dims(source)[place]
+    return self.writer.accumulate(size, types.carried_in(dtype), types.literal(1, dtype), self.columns, update)

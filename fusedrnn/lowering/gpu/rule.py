@@ -36,8 +36,8 @@ class Writer(Protocol):
     def is_known(self, node: Node) -> bool:
         """Whether `load` has it."""
 
-    def accumulate(self, size: int, dtype: str, identity: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
-        """The name of what so many rounds make of ``identity``; ``update`` has the round and the name of what there is so far."""
+    def accumulate(self, size: int, dtype: str, first: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
+        """The name of what so many rounds make of ``first``, a zero, the lowest key or a tile; ``update`` has the round and the name."""
 
     def fault(self, condition: str, columns: Columns | None) -> None:
         """A row for which this holds, and which is not finished, is an error of the program."""

@@ -61,6 +61,35 @@ def _whole(self: Lowering) -> str:
     return f"tl.floor({text})" if self.node.target is aten.floor.default else f"tl.ceil({text})"
 
 
+@rule(aten.trunc.default)
+def _truncated(self: Lowering) -> str:
+    text = self.read(self.node.args[0], self.dtype)
+    return f"tl.where({text} < 0, tl.ceil({text}), tl.floor({text}))" if self.dtype.is_floating_point else text
+
+
+@rule(aten.round.default)
+def _rounded(self: Lowering) -> str:
+    """To the nearest whole number, of two the even one; from 2^23 on a float32 is whole."""
+    text = self.read(self.node.args[0], self.dtype)
+    if not self.dtype.is_floating_point:
+        return text
+    up = f"tl.floor({text} + 0.5)"
+    odd = f"(tl.floor({up} * 0.5) * 2.0 != {up})"
+    return f"tl.where(tl.abs({text}) < 8388608.0, tl.where(({text} + 0.5 == {up}) & {odd}, {up} - 1.0, {up}), {text})"
+
+
+@rule(aten.copy.default)
+def _copied(self: Lowering) -> str:
+    source = self.node.args[1]
+    return types.cast(self.operand(source), value(source).dtype, self.dtype)
+
+
+@rule(aten.fill.Scalar, aten.fill.Tensor)
+def _fill(self: Lowering) -> str:
+    number = self.node.args[1]
+    return types.cast(self.operand(number), value(number).dtype, self.dtype) if isinstance(number, Node) else self.read(number, self.dtype)
+
+
 @rule(aten.pow.Tensor_Scalar)
 def _power(self: Lowering) -> str:
     base, exponent = self.read(self.node.args[0], self.dtype), self.node.args[1]

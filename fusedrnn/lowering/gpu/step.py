@@ -28,11 +28,15 @@ from .pointwise import TABLE
 from .reductions import REDUCTIONS, Reduction, reduction_of
 from .rule import RULES, Unlowered
 from .rules import TRANSPARENT
+from .sorting import rank, ranked, ranked_place, take_sorts_apart
 from .views import order_of
 
 UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
 _SIZES = (aten.sym_size.int,)
-_LOOPS = {aten.mm.default, aten.bmm.default, aten.cumsum.default, *REDUCTIONS}  # made for all steps at once where they can be
+_LOOPS = {  # made for all steps at once where they can be
+    aten.mm.default, aten.bmm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.scatter.src, aten.scatter.value,
+    aten.scatter_add.default, rank, ranked, ranked_place, *REDUCTIONS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,9 @@ def prepared(program: Program) -> Optimised:
     Raises:
         Unlowered: of `lowering.operators`.
     """
-    return optimised(program, program.batch, split=True, wide=True, fixed=True)
+    made = optimised(program, program.batch, split=True, wide=True, fixed=True)
+    take_sorts_apart(made)
+    return made
 
 
 def step_of(made: Optimised, known: Mapping[str, int] = MappingProxyType({})) -> Step:
@@ -206,7 +212,7 @@ def stripped(node: Node, step: Step) -> Node:
 
 def _keeps_order(node: Node, step: Step) -> bool:
     """A permutation that moves the batch and dimensions of size 1 only."""
-    if node.target not in (aten.permute.default, aten.t.default, aten.transpose.int):
+    if node.target not in (aten.permute.default, aten.t.default, aten.numpy_T.default, aten.transpose.int):
         return False
     source: Any = node.args[0]
     order = [place for place in order_of(node, step.rows(source)) if step.dims(source)[place] != 1]

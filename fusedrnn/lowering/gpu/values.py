@@ -119,10 +119,13 @@ class Values:
                 condition = f"tl.max(tl.where(({condition}) & {columns.mask}, 1, 0), 0)[None, :] > 0"
             self.lines.append(f"bad = tl.where(({condition}) & (done == 0), 1, bad)")
 
-    def accumulate(self, size: int, dtype: str, identity: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
+    def accumulate(self, size: int, dtype: str, first: str, columns: Columns | None, update: Callable[[Any, str], str]) -> str:
         rows = self.sharing.block(columns.width) if columns is not None and columns.width else 1
         name, count = self._fresh("sum"), counter(len(self.loops), size)
-        self.lines.append(f"{name} = tl.full(({rows}, {self.bb}), {identity}, {dtype})")
+        shape = f"({rows}, {self.bb})"
+        is_number = first in ("0", "0.0", "1", "1.0", "LOWEST", "LOWEST32")
+        made = f"tl.full({shape}, {first}, {dtype})" if is_number else f"({first}).to({dtype}) + tl.zeros({shape}, {dtype})"
+        self.lines.append(f"{name} = {made}")
         outer, inner = self.lines, list[str]()
         self.loops[count] = len(self.blocks)
         self.blocks.append(inner)

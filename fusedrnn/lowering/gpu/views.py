@@ -14,7 +14,8 @@ from .rule import Lowering, Unlowered, rule
 
 # Of the same elements under other indices, at no cost where they are known before the loop.
 REINDEXED = {
-    aten.expand.default, aten.permute.default, aten.t.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.flip.default,
+    aten.expand.default, aten.permute.default, aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.slice.Tensor, aten.select.int,
+    aten.flip.default,
 }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def order_of(node: Any, rows: Any) -> list[int]:
     return order
 
 
-@rule(aten.permute.default, aten.t.default, aten.transpose.int)
+@rule(aten.permute.default, aten.t.default, aten.numpy_T.default, aten.transpose.int)
 def _permute(self: Lowering) -> str:
     source = self.node.args[0]
     order = order_of(self.node, self.writer.rows(source))

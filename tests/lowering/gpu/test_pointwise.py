@@ -14,6 +14,7 @@ from fusedrnn import PlanError
 from fusedrnn.capture import ops
 from fusedrnn.lowering.gpu.pointwise import TABLE
 from fusedrnn.lowering.gpu.rule import RULES
+from fusedrnn.lowering.gpu.sorting import rank, ranked, ranked_place
 from fusedrnn.optimise.graph import aten
 
 from ...executors import test_operators as operators
@@ -124,6 +125,12 @@ CASES: dict[Any, list[Case]] = {
     aten.pow.Tensor_Scalar: [lambda v, p=p: (v["x"].abs() + 0.5) ** p for p in (1, 2, 3, 4, 0.5, -0.5, -1, -2)],
     aten.floor.default: [lambda v: v["odd"].floor(), lambda v: v["n"].floor()],
     aten.ceil.default: [lambda v: v["odd"].ceil(), lambda v: v["i32"].ceil()],
+    aten.trunc.default: [lambda v: (v["h"] * 5 + v["odd"]).trunc(), lambda v: v["n"].trunc()],
+    aten.round.default: [
+        lambda v: (v["h"] * 5).round(),
+        lambda v: ((v["h"] * 1e-30).floor() + v["n"] + 0.5).round(),
+        lambda v: (v["h"] * 1e-30 + torch.tensor([8388609.0, -8388609.0, 4194303.5, torch.inf])).round(),
+    ],
     aten.div.Tensor_mode: [
         lambda v: aten.div.Tensor_mode(v["x"], v["y"], rounding_mode="floor"),
         lambda v: aten.div.Tensor_mode(v["n"], v["d"], rounding_mode="floor"),
@@ -233,13 +240,14 @@ CASES: dict[Any, list[Case]] = {
 
 # What the lowering never meets, with the pass that takes it away.
 NOT_MET = {ops.within}
-OTHERS = {op: cases for op, cases in operators.CASES.items() if op in RULES}  # of the executors that compute in float64
+SORTS = {aten.sort.default, aten.sort.stable, aten.topk.default, aten.max.dim, aten.min.dim}  # taken apart
+OTHERS = {op: cases for op, cases in operators.CASES.items() if op in RULES or op in SORTS}  # of the executors that compute in float64
 GROUPS = 8
 
 
 def test_the_rules_have_cases():
     assert [
-        str(op) for op in RULES if op not in CASES and op not in OTHERS and op not in NOT_MET | {getitem, aten.contiguous.default}
+        str(op) for op in RULES if op not in CASES and op not in OTHERS and op not in NOT_MET | {getitem, rank, ranked, ranked_place}
     ] == []
 
 
