@@ -340,6 +340,11 @@ class Launched:
     def result(self, call: Call, frame: Frame, emit_port: Port) -> Result:
         """What the loop returns: who asks for emits or lengths waits for the device, and learns then what went wrong."""
         begun = self.bound.begun
+        if self.bound.kernel.program.writes:  # the host puts them into the arrays
+            ended = self.end()
+            if ended is None:
+                return reference.explain_fault(call, frame, begun, "persistent")
+            return of_end(call, begun, emit_port, ended, "persistent")
 
         @cache
         def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -388,7 +393,7 @@ class Launched:
         for kind, place in list(made):
             if kind == "stored":
                 made["emit", place] = self.bound.finish(place, made.pop((kind, place)), self.lengths)
-        return End(steps, made, self.leaves(), (), (self.done.bool(), self.lengths))
+        return End(steps, made, self.leaves(), self.bound.kernel.program.writes, (self.done.bool(), self.lengths))
 
 
 def _scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -65,13 +65,13 @@ def test_nested_loop_state(p, raw_rnn):
     return raw_rnn(tanh_cell(p), carrying(p, start, update))
 
 
-@golden("array_writes", not_persistent="writes a TensorArray")
+@golden("array_writes")
 def test_array_writes(p, raw_rnn):
     array = TensorArray(real(), element_shape=[B])
     return raw_rnn(tanh_cell(p), carrying(p, array, lambda time, output, array: array.write(time - 1, output[:, 0] * 2)))
 
 
-@golden("array_reads", not_native=True, not_persistent="writes a TensorArray")
+@golden("array_reads", not_native=True, not_persistent="a TensorArray that the loop writes and reads")
 def test_array_reads(p, raw_rnn):
     """A skip connection: the output of two steps ago joins the input."""
 

@@ -17,7 +17,7 @@ from ...capture.program import Target
 from ...optimise.graph import value
 from . import types
 from .schedule import Exchange, Schedule, Tile
-from .step import CarriedLeaf
+from .step import STORED, CarriedLeaf
 from .values import Values
 
 _IMPORTS = """import triton
@@ -31,6 +31,7 @@ from fusedrnn.kernels.gpu.products import halves, multiply, own, product, reside
 from fusedrnn.kernels.gpu.reductions import LOWEST32, order, unordered  # noqa: F401
 """
 
+_PREFIXES = {"emit": "e", "stored": "z", "index": "at", "value": "new"}
 _KEYS = {"tl.float32": torch.float32, "tl.int32": torch.int32, "tl.int64": torch.int64}
 
 
@@ -197,7 +198,7 @@ class _Writer(Values):
     def _emit(self, phase: int) -> None:
         """Store the emits that are known by the end of a phase."""
         for place, (target, node) in enumerate(self.step.outputs):
-            if target.kind in ("emit", "stored") and place not in self.emitted and self._known(node, phase):
+            if target.kind in STORED and place not in self.emitted and self._known(node, phase):
                 self.emitted.add(place)
                 self._store_emit(target, node)
 
@@ -205,7 +206,7 @@ class _Writer(Values):
         return not isinstance(node, Node) or self.schedule.phase_of.get(node, 0) <= phase
 
     def _emit_name(self, target: Target) -> str:
-        return f"{'e' if target.kind == 'emit' else 'z'}{target.place}"
+        return f"{_PREFIXES[target.kind]}{target.place}"
 
     def _store_emit(self, target: Target, node: Any) -> None:
         dtype, width = value(node).dtype, self.width(node)
@@ -214,7 +215,7 @@ class _Writer(Values):
             text = f"tl.where({text}, 1, 0)"
         if self.made.retires:
             text = f"tl.where(done > 0, 0, {text})"
-        address, mask = self._emit_address(self._emit_name(target), width, "step")
+        address, mask = self._emit_address(self._emit_name(target), node, "step")
         self.body.append(f"tl.store({address}, {types.stored(text, dtype)} + {self._zero(width, dtype)}, mask={mask})")
 
     def _zero(self, width: int | None, dtype: torch.dtype) -> str:
@@ -222,12 +223,19 @@ class _Writer(Values):
         rows = 1 if width is None else self.sharing.block(width)
         return f"tl.zeros(({rows}, {self.bb}), {types.MEMORY[dtype]})"
 
-    def _emit_address(self, name: str, width: int | None, step: str) -> tuple[str, str]:
-        if width is None:
-            return f"{name} + {step} * B + rows", "live & first"
-        self.widths.add(width)
-        whole = " & first" if self.sharing.is_whole(width) and not self.alone else ""
-        return f"{name} + {step} * (B * {width}) + rows * {width} + c{width}", f"live & in{width}{whole}"
+    def _emit_address(self, name: str, node: Any, step: str) -> tuple[str, str]:
+        width = self.width(node)
+        columns, mask = "", ["live"]
+        if width is not None:
+            self.widths.add(width)
+            columns = f" + c{width}"
+            mask.append(f"in{width}")
+        if width is None or (self.sharing.is_whole(width) and not self.alone):
+            mask.append("first")
+        if not self.one_row and self.rows(node) is None:  # what is written into an array may be of no row
+            return f"{name} + {step} * {width or 1} + rows * 0{columns}", " & ".join([*mask, "(rows == 0)"])
+        whole = f"(B * {width})" if width is not None else "B"
+        return f"{name} + {step} * {whole} + rows{f' * {width}' if width is not None else ''}{columns}", " & ".join(mask)
 
     def _end_of_step(self) -> list[str]:
         """The flags, and the next step's leaves."""
@@ -251,7 +259,7 @@ class _Writer(Values):
     def _assembled(self, loop: list[str]) -> KernelSource:
         leaves = [LeafArguments(leaf, f"{self._leaf_name(leaf)}_in", f"{self._leaf_name(leaf)}_out") for leaf in self.step.leaves]
         weights = [(tile, f"{tile.name}_at") for tile in self.schedule.tiles]
-        emits = [(target, node, self._emit_name(target)) for target, node in self.step.outputs if target.kind in ("emit", "stored")]
+        emits = [(target, node, self._emit_name(target)) for target, node in self.step.outputs if target.kind in STORED]
         exchanges = [(exchange, exchange.name) for exchange in self.schedule.exchanges]
         keys = {f"keys{place}": _KEYS[self.step.reductions[node].key] for place, node in enumerate(self.schedule.reductions)}
         before, after = self._before_loop(leaves), self._after_loop(leaves, emits)
@@ -392,7 +400,7 @@ class _Writer(Values):
             lines.append("for s in range(t, T):  # emits behind the end are zero")
             for _, node, name in emits:
                 width, dtype = self.width(node), value(node).dtype
-                address, mask = self._emit_address(name, width, "(s - t0).to(tl.int64)")
+                address, mask = self._emit_address(name, node, "(s - t0).to(tl.int64)")
                 lines.append(f"    tl.store({address}, {self._zero(width, dtype)}, mask={mask})")
         return lines
 

@@ -31,6 +31,7 @@ from .rules import TRANSPARENT
 from .sorting import rank, ranked, ranked_place, take_sorts_apart
 from .views import order_of
 
+STORED = ("emit", "stored", "index", "value")  # the targets of which every step is kept
 UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
 _SIZES = (aten.sym_size.int,)
 _LOOPS = {  # made for all steps at once where they can be
@@ -243,8 +244,6 @@ class _Reader:
             refused = Unlowered(None, "rows depend on one another: " + mixes.reason if mixes else fixes)
             refused.location = mixes.location if mixes else program.fixed_at
             raise refused
-        if program.writes:
-            raise Unlowered(None, "the loop writes a TensorArray")
         pairs = list(zip(program.targets, outputs(graph), strict=True))
         found.nodes = [node for node in self.step_nodes() if node.op != "placeholder"]
         by_target = {(target.kind, target.place): node for target, node in pairs}
@@ -252,13 +251,16 @@ class _Reader:
             if source.kind in INVARIANT or source.kind in ("time", "finished"):
                 continue
             if source.kind.endswith(" array"):
-                raise Unlowered(node, "the loop carries a TensorArray")
+                reader = next(iter(node.users), None)
+                if reader is not None:
+                    raise Unlowered(reader, "a TensorArray that the loop writes and reads")
+                continue
             by_row = bool(value(node).ndim) and (made.locality is None or made.locality.of(node) is not None)
             after = by_target.get((source.kind, source.place), node)
             if not isinstance(after, Node):
                 raise Unlowered(node, "its next value is a constant")
             found.leaves.append(CarriedLeaf(node, source, after, found.width(node), by_row))
-        found.outputs = [(target, node) for target, node in pairs if target.kind in ("finished", "past", "emit", "stored")]
+        found.outputs = [(target, node) for target, node in pairs if target.kind in ("finished", "past", *STORED)]
         for node in found.nodes:
             self._check(node)
         for node in (*found.hoisted, *[leaf.node for leaf in found.leaves]):

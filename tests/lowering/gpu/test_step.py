@@ -114,7 +114,11 @@ REFUSED = {
     "float64": (lambda h, *_: ((h.double() * 2).float(), None), None, "float64 numbers"),
     "rows together": (lambda h, *_: (h + h.mean(0), None), None, "rows depend on one another"),
     "an argmax of integers": (lambda h, *_: (h + h.long().argmax(1, keepdim=True), None), None, "an argmax of integers"),
-    "an array": (lambda h, time, array: (h, array.write(time - 1, h)), lambda: TensorArray(torch.float32, 4), "TensorArray"),
+    "an array": (
+        lambda h, time, array: (h + array.read(time - 1), array.write(time, h)),
+        lambda: TensorArray(torch.float32, 4, element_shape=[3, H]),
+        "a TensorArray that the loop writes and reads",
+    ),
 }
 
 
