@@ -34,19 +34,18 @@ EMITS = ("output", "expression", "tuple", "dtypes", "nothing", "token")
 CARRIED = (*("none", "none", "none", "counter", "last", "rows and number") * 3, "array")
 UNARY = ("tanh", "sigmoid", "relu", "sin", "neg", "exp", "square", "clamp", "copy", "roll", "gelu", "silu", "softplus")
 BINARY = ("add", "sub", "mul", "max", "min", "div", "where", "cat", "lerp")
+# From WIDE on a seed draws from these too, and from attention over a memory.
+WIDE = 1000
+WIDE_UNARY = (
+    "softmax", "log_softmax", "cumsum", "layer_norm", "center", "flip", "by amax", "lse", "stride", "outer", "max", "top", "var", "sort",
+    "prod",
+)  # fmt: skip
+WIDE_BINARY = ("stack", "dot", "bmm", "any")
 TOLERANCE = {torch.float32: (1e-4, 2e-5)}
 HALF = (2e-2, 2e-2)  # kernels round a half precision less often than the plain loop
 
 # Why a program may not be a kernel. Anything else is a failure.
-ACCEPTED = (
-    r"^index: the persistent kernel has no rule for it",
-    r"a tensor of 2 dimensions a row",
-    r"^the loop (writes|carries) a TensorArray",
-    r"^all: rows depend on one another|rows depend on one another: all",
-    r"^any: the persistent kernel has no rule for it",
-    r"new_full is not known to keep rows apart",  # of what torch makes of lerp
-    r"^mm: a vector whose size may differ from call to call",
-)
+ACCEPTED = (r"a TensorArray that the loop writes and reads", r"rows depend on one another: all")
 
 
 class KernelProgram(Program):
@@ -54,16 +53,16 @@ class KernelProgram(Program):
         return leaf[:, None] if leaf.ndim == 1 else leaf.flatten(1)[:, :1]
 
 
-def grown(draw: random.Random, depth: int, leaves: tuple[str, ...]) -> Any:
+def grown(draw: random.Random, depth: int, leaves: tuple[str, ...], wide: bool) -> Any:
     """A random expression, as `test_random_programs.evaluated` takes it."""
     if depth == 0:
         return draw.choice(leaves)
-    kind = draw.choice(("unary", "unary", "binary", "binary", "product", "product", "linear", "time"))
-    child = lambda: grown(draw, depth - 1, leaves)  # noqa: E731
+    kind = draw.choice(("unary", "unary", "binary", "binary", "product", "product", "linear", "time", *(("attention",) if wide else ())))
+    child = lambda: grown(draw, depth - 1, leaves, wide)  # noqa: E731
     if kind == "unary":
-        return kind, draw.choice(UNARY), child()
+        return kind, draw.choice((*UNARY, *WIDE_UNARY, *WIDE_UNARY) if wide else UNARY), child()
     if kind == "binary":
-        return kind, draw.choice(BINARY), child(), child()
+        return kind, draw.choice((*BINARY, *WIDE_BINARY) if wide else BINARY), child(), child()
     if kind == "product":
         return kind, draw.choice("wu"), draw.random() < 0.3, child()
     return kind, child()
@@ -71,13 +70,13 @@ def grown(draw: random.Random, depth: int, leaves: tuple[str, ...]) -> Any:
 
 def drawn(seed: int) -> tuple[KernelProgram, dict[str, Any]]:
     """A program and a layout for it. What a seed stands for is fixed: change nothing in the order of draws."""
-    draw = random.Random(seed)
+    draw, wide = random.Random(seed), seed >= WIDE
     batch, steps, width = draw.choice(BATCHES), draw.randint(1, 6), draw.choice((3, 5, 8, 17))
     feed, end, state, emit, carried = (draw.choice(kinds) for kinds in (FEEDS, ENDS, STATES, EMITS, CARRIED))
     leaves = ("inputs", "main", "others")
-    update = grown(draw, draw.randint(1, 3), leaves)
-    output = grown(draw, draw.randint(0, 2), (*leaves, "new"))
-    emitted = grown(draw, draw.randint(1, 2), ("out", "main"))
+    update = grown(draw, draw.randint(1, 3), leaves, wide)
+    output = grown(draw, draw.randint(0, 2), (*leaves, "new"), wide)
+    emitted = grown(draw, draw.randint(1, 2), ("out", "main"), wide)
     poison = draw.random() < 0.4 and end in ("lengths", "lengths or value")
     lengths = tuple(draw.randint(0, steps) for _ in range(batch))
     layout = {
@@ -125,7 +124,7 @@ def differences(seed: int, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"{program} {layout}: {'; '.join(wrong)}" if wrong else ""
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", [*range(16), *range(WIDE, WIDE + 16)])
 def test_a_random_program(monkeypatch, seed):
     told = differences(seed, monkeypatch)
     assert not told or told.startswith("["), told
@@ -159,10 +158,10 @@ def test_integers_are_exchanged(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fifty", range(1, 5))
+@pytest.mark.parametrize("fifty", [*range(1, 5), *range(WIDE // 50 + 1, WIDE // 50 + 9)])
 def test_many_random_programs(monkeypatch, fifty):
     told = [differences(seed, monkeypatch) for seed in range(50 * fifty, 50 * fifty + 50)]
     wrong = [one for one in told if one and not one.startswith("[")]
     assert not wrong, f"{len(wrong)} programs:\n" + "\n".join(wrong)
     refused = Counter(one for one in told if one)
-    assert sum(refused.values()) <= 25, refused
+    assert sum(refused.values()) <= 8, refused

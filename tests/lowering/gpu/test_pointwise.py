@@ -304,8 +304,7 @@ QUICK = (aten.sum.dim_IntList, aten.amax.default, aten.bmm.default, aten.permute
 
 
 def test_reductions_and_look_ups():
-    for op in QUICK:
-        check({f"{op}: 0": of_a_step(OTHERS[op][0])}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
+    check({f"{op}: 0": of_a_step(OTHERS[op][0]) for op in QUICK}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
 
 
 @pytest.mark.parametrize("group", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
