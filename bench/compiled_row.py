@@ -12,6 +12,7 @@ from fusedrnn.capture import cache
 from fusedrnn.capture.program import Program
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.contract import Call
+from fusedrnn.executors.persistent import known_sizes
 from fusedrnn.plan.choice import chosen
 from fusedrnn.plan.measured import measured
 from fusedrnn.plan.planner import planned
@@ -31,7 +32,8 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
     began = time.perf_counter()
     torch.manual_seed(0)
     device, precision = limits.of_arch(arch), configuration.precision if configuration.dtype == "float32" else "tf32"
-    candidates = planned(captured(configuration), configuration.B, device, precision)
+    program, tensors = captured(configuration)
+    candidates = planned(program, configuration.B, device, precision, known_sizes(program, tensors))
     choice = chosen(candidates, lambda plan: measured(plan, configuration.B, arch), device.shared_bytes)
     plan, numbers, text, made = choice.plan, choice.measured.statistics, choice.measured.source, choice.measured.binary
     resident = {name for tile, name in text.weights if tile.resident}
@@ -72,13 +74,12 @@ def identity(configuration: Configuration, arch: int) -> dict[str, Any]:
     return named | {"precision": configuration.precision if configuration.dtype == "float32" else None, "arch": arch}
 
 
-def captured(configuration: Configuration) -> Program:
-    """A configuration's program, captured on the CPU."""
+def captured(configuration: Configuration) -> tuple[Program, list[torch.Tensor]]:
+    """A configuration's program, captured on the CPU, and the tensors that it closes over."""
     cell, loop_fn = configuration.loop()
     call = Call(as_cell(cell), loop_fn)
     with torch.no_grad(), frames.running() as frame, branches.taken():
-        program, _ = cache.captured(call, frame, contract.start(call, frame))
-    return program
+        return cache.captured(call, frame, contract.start(call, frame))
 
 
 def barriers(text: str) -> int:

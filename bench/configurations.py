@@ -13,6 +13,7 @@ from torch import nn
 import fusedrnn
 from fusedrnn import feedback
 
+MEMORY = 50  # places that attention goes over
 STEPS = 12  # of a sequence, or at most of a decode: no kernel depends on it
 
 
@@ -21,11 +22,13 @@ class Configuration:
     """One loop.
 
     Attributes:
-        cell: "lstm", "gru" (reset after the product, torch's), "gru before" (TensorFlow's), "rnn", "g2p encoder" or "g2p decoder".
+        cell: "lstm", "gru" (reset after the product, torch's), "gru before" (TensorFlow's), "rnn", "layer norm lstm", "2 layer lstm",
+            "peephole lstm", "bahdanau gru" or "luong gru" (attention over `MEMORY` places), "g2p encoder" or "g2p decoder".
         H: hidden size; inputs are as wide.
         B: rows.
         dtype: of weights, inputs and state.
-        V: size of the vocabulary of a greedy decode; None: inputs are read from a sequence.
+        V: size of the vocabulary that tokens are fed back from; None: inputs are read from a sequence.
+        picks: how a token is taken: "greedy", "sampled" or "top 40".
         precision: of float32 products: "hilo" (in full) or "tf32".
     """
 
@@ -35,10 +38,11 @@ class Configuration:
     dtype: str = "bfloat16"
     V: int | None = None
     precision: str = "hilo"
+    picks: str = "greedy"
 
     @property
     def feedback(self) -> str:
-        return "greedy" if self.V or self.cell == "g2p decoder" else "sequence"
+        return self.picks if self.V or self.cell == "g2p decoder" else "sequence"
 
     @property
     def is_half(self) -> bool:
@@ -46,7 +50,8 @@ class Configuration:
 
     def __str__(self) -> str:
         dtype = "tf32" if self.dtype == "float32" and self.precision == "tf32" else self.dtype
-        return f"{self.cell} H={self.H} B={self.B}{f' V={self.V}' if self.V else ''} {dtype}"
+        words = f" V={self.V}" if self.V else ""
+        return f"{self.cell} H={self.H} B={self.B}{words}{f' {self.picks}' if self.picks != 'greedy' else ''} {dtype}"
 
     def loop(self) -> tuple[Any, Any]:
         """Its cell, with random weights, and its loop_fn, on torch's default device."""
@@ -54,13 +59,18 @@ class Configuration:
         if self.cell.startswith("g2p"):
             return _g2p(self.cell, rows, dtype)
         cell = _CELLS[self.cell](size, size).to(dtype)
+        if isinstance(cell, fusedrnn.AttentionWrapper):
+            cell = cell.bind(torch.randn(rows, MEMORY, size, dtype=dtype), torch.arange(rows) % MEMORY + 1)
         zeros = torch.zeros(rows, size, dtype=dtype)
-        state = (zeros, zeros) if self.cell == "lstm" else zeros
+        states = {nn.LSTMCell: (zeros, zeros), nn.GRUCell: zeros, nn.RNNCell: zeros}
+        state = states[type(cell)] if type(cell) in states else cell.zero_state(rows, dtype)
         if self.V is None:
             lengths = torch.arange(rows) % (STEPS + 1)
             return cell, feedback.sequence(torch.randn(STEPS, rows, size, dtype=dtype), lengths, state)
         embedding, project = nn.Embedding(self.V, size, dtype=dtype), nn.Linear(size, self.V, dtype=dtype)
-        return cell, feedback.greedy(embedding, project, 0, 1, state, STEPS)
+        if self.picks == "greedy":
+            return cell, feedback.greedy(embedding, project, 0, 1, state, STEPS)
+        return cell, feedback.sample(embedding, project, 0, 1, state, STEPS, top_k=40 if self.picks == "top 40" else None, seed=0)
 
 
 _CELLS: dict[str, Any] = {
@@ -68,7 +78,16 @@ _CELLS: dict[str, Any] = {
     "gru": nn.GRUCell,
     "gru before": lambda inputs, hidden: fusedrnn.GRUCell(inputs, hidden, reset_after=False),
     "rnn": nn.RNNCell,
+    "layer norm lstm": lambda inputs, hidden: fusedrnn.LSTMCell(inputs, hidden, layer_norm=True),
+    "2 layer lstm": lambda inputs, hidden: fusedrnn.MultiRNNCell([nn.LSTMCell(inputs, hidden), nn.LSTMCell(hidden, hidden)]),
+    "peephole lstm": lambda inputs, hidden: fusedrnn.LSTMCell(inputs, hidden, use_peepholes=True),
+    "bahdanau gru": lambda inputs, hidden: _attentive(fusedrnn.BahdanauAttention(hidden, hidden, hidden), inputs, hidden),
+    "luong gru": lambda inputs, hidden: _attentive(fusedrnn.LuongAttention(hidden, hidden), inputs, hidden),
 }
+
+
+def _attentive(mechanism: Any, inputs: int, hidden: int) -> Any:
+    return fusedrnn.AttentionWrapper(nn.GRUCell(inputs + hidden, hidden), mechanism)
 
 
 def _g2p(part: str, rows: int, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -103,6 +122,13 @@ def shipped() -> Iterator[Configuration]:
     for size, words in ((512, 1000), (512, 8000), (1024, 8000)):
         for cell in ("lstm", "gru"):
             yield from (Configuration(cell, size, rows, V=words) for rows in (1, 8, 64))
+    for cell in ("layer norm lstm", "2 layer lstm", "peephole lstm", "bahdanau gru", "luong gru"):
+        for size in (256, 512, 1024):
+            yield from (Configuration(cell, size, rows) for rows in (1, 8, 64))
+    for size, words in ((512, 8000), (1024, 8000)):
+        yield from (Configuration("2 layer lstm", size, rows, V=words) for rows in (1, 8, 64))
+    for picks in ("sampled", "top 40"):
+        yield from (Configuration("gru", 512, rows, V=1000, picks=picks) for rows in (1, 8, 64))
     for cell in ("lstm", "gru", "gru before", "rnn"):
         for size in (*_SIZES, 1536, 2048):
             yield from (Configuration(cell, size, rows, "float32") for rows in (1, 32))
@@ -121,6 +147,9 @@ QUICK = [  # what continuous integration can afford: (compute capability, config
     (90, Configuration("g2p decoder", 256, 64, V=74)),
     (90, Configuration("lstm", 512, 8, V=1000)),
     (90, Configuration("gru", 256, 32, "float32")),
+    (90, Configuration("layer norm lstm", 512, 8)),
+    (90, Configuration("bahdanau gru", 256, 8)),
+    (90, Configuration("gru", 512, 8, V=1000, picks="top 40")),
     (80, Configuration("lstm", 256, 8)),
     (100, Configuration("gru", 512, 8)),
 ]

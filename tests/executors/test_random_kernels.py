@@ -42,6 +42,7 @@ WIDE_UNARY = (
 )  # fmt: skip
 WIDE_BINARY = ("stack", "dot", "bmm", "any")
 TOLERANCE = {torch.float32: (1e-4, 2e-5)}
+WIDE_TOLERANCE = {torch.float32: (5e-4, 2e-4)}  # a softmax of large numbers makes much of a rounding
 HALF = (2e-2, 2e-2)  # kernels round a half precision less often than the plain loop
 
 # Why a program may not be a kernel. Anything else is a failure.
@@ -116,9 +117,10 @@ def differences(seed: int, monkeypatch: pytest.MonkeyPatch) -> str:
     wrong = [] if lengths == my_lengths else [f"lengths {my_lengths} are not {lengths}"]
     if (emulation.launches == before and any(lengths)) or fusedrnn.fallbacks() != fallbacks:
         wrong.append("another executor ran")
+    tolerance = WIDE_TOLERANCE if seed >= WIDE else TOLERANCE
     for name, got, want in (("leaf", mine, leaves), ("gradient", my_gradients, gradients)):
         for place, (a, b) in enumerate(zip(got, want, strict=True)):
-            told = difference(a, b, HALF if program.state == "bfloat16" and a.is_floating_point() else TOLERANCE.get(a.dtype))
+            told = difference(a, b, HALF if program.state == "bfloat16" and a.is_floating_point() else tolerance.get(a.dtype))
             if told:
                 wrong.append(f"{name} {place}: {told}")
     return f"{program} {layout}: {'; '.join(wrong)}" if wrong else ""
