@@ -16,6 +16,7 @@ from ..capture.program import Program, Source
 from ..capture.sizes import Size, function_of
 from ..contract import Call, Port, Start
 from ..frames import Frame
+from ..kernels.device import is_recording
 from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
 from ..lowering.gpu.source import KernelSource
@@ -202,7 +203,7 @@ class Bound:
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
-        found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given)
+        found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given, anew=is_recording(device))
         self.copies = not all(tensor.is_contiguous() and tensor.device == device for _, tensor in found)
         # A number may stand on the CPU, as torch allows it everywhere.
         self.before = {kernel.names[entry]: tensor.detach().to(device).contiguous() for entry, tensor in found}
@@ -260,7 +261,7 @@ class Bound:
             pieces.append(emits)
             carried, done, lengths = after, done_after, lengths_after
             begin += steps
-            if begin >= self.bound or (self.bound >= ENDLESS and bool(done.all())):
+            if begin >= self.bound or (self.bound >= ENDLESS and bool(done.all() | error.any())):
                 return Launched(self, pieces, carried, done, lengths, error)
             steps = min(2 * steps, self._most_steps())
 
@@ -283,7 +284,9 @@ class Bound:
         kernel, plan, device = self.kernel, self.kernel.plan, self.begun.device
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
-        scratch = {name: _scratch((2, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges}
+        scratch = {
+            name: _scratch((exchange.slots, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges
+        }
         scratch |= {name: _scratch((2, plan.programs, padded), dtype, device) for name, dtype in kernel.source.keys.items()}
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
@@ -327,6 +330,7 @@ class Launched:
     ) -> None:  # fmt: skip
         self.bound, self.done, self.lengths = bound, done, lengths
         self._pieces, self._carried, self._error = pieces, carried, error
+        self._finished: dict[int, torch.Tensor] = {}  # emits, by their places, where they are made already
 
     def leaves(self) -> dict[str, list[Any]]:
         """The final leaves of the state and of loop_state."""
@@ -345,6 +349,12 @@ class Launched:
             if ended is None:
                 return reference.explain_fault(call, frame, begun, "persistent")
             return of_end(call, begun, emit_port, ended, "persistent")
+
+        # What comes after the loop is made of the weights as they are now.
+        for place, ((kind, target), _, _, _) in enumerate(self.bound.kernel.emits):
+            if kind == "stored":
+                whole = torch.cat([piece[place] for piece in self._pieces])
+                self._finished[target] = self.bound.finish(target, whole, self.lengths)
 
         @cache
         def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -392,7 +402,8 @@ class Launched:
             made[key] = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
         for kind, place in list(made):
             if kind == "stored":
-                made["emit", place] = self.bound.finish(place, made.pop((kind, place)), self.lengths)
+                stored, finished = made.pop((kind, place)), self._finished.get(place)
+                made["emit", place] = self.bound.finish(place, stored, self.lengths) if finished is None else finished[:steps]
         return End(steps, made, self.leaves(), self.bound.kernel.program.writes, (self.done.bool(), self.lengths))
 
 

@@ -151,7 +151,12 @@ class Prologue:
             self._last = None
 
     def tensors(
-        self, tensors: Sequence[torch.Tensor], rows: frozenset[int], given: Callable[[], Mapping[Source, torch.Tensor]]
+        self,
+        tensors: Sequence[torch.Tensor],
+        rows: frozenset[int],
+        given: Callable[[], Mapping[Source, torch.Tensor]],
+        *,
+        anew: bool = False,
     ) -> list[tuple[int, torch.Tensor]]:
         """The tensors by their entries, those of `direct` aside; some may not be contiguous.
 
@@ -159,9 +164,10 @@ class Prologue:
             tensors: the closed-over ones.
             rows: the inputs whose first tokens are rows of their embeddings, so that nothing has to be made of the first inputs.
             given: gives those of all other sources.
+            anew: make all of it: a CUDA graph that is recorded now shall make it in every replay.
         """
         varying = self._varying_for(rows)
-        last = self._last  # another thread may replace it
+        last = self._fixed_tensors(tensors, anew=True) if anew else self._last  # another thread may replace it
         if last is None or not last.kept.holds([tensors[place] for place in self._needed]):
             last = self._last = self._fixed_tensors(tensors)
         found = list(last.entries)
@@ -180,14 +186,14 @@ class Prologue:
         part = self._varying_for(rows).part
         return {*self._needed, *[source.place for source in (part.inputs if part else []) if isinstance(source, Source)]}
 
-    def _fixed_tensors(self, tensors: Sequence[torch.Tensor]) -> _Fixed:
+    def _fixed_tensors(self, tensors: Sequence[torch.Tensor], *, anew: bool = False) -> _Fixed:
         found: list[tuple[int, torch.Tensor]] = []
         known: dict[Node, torch.Tensor] = {}
         versions = _Kept([tensors[place] for place in self._needed], [])
         for part in self._fixed:
             assert part.needs is not None
             needed = [tensors[place] for place in part.needs]
-            kept = part.kept  # another thread may replace it
+            kept = _Kept(needed, self._made(part, tensors, {}, {})) if anew else part.kept  # another thread may replace it
             if kept is None or not kept.holds(needed):
                 kept = part.kept = _Kept(needed, self._made(part, tensors, {}, {}))
             found += zip(part.entries, kept.made, strict=False)

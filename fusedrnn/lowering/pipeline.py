@@ -106,9 +106,11 @@ def _located_by_trial(program: Program, graph: Graph, batch: Any) -> Locality | 
     """Where the rows are if the batch size is a number: a dimension of a closed-over tensor that has this size may be the batch or not.
     Whatever choice tells the rows apart is right: it says which elements a row is made of."""
     options: dict[Node, list[int | None]] = {}
-    for node, source in zip(placeholders(graph), program.sources, strict=True):
+    sources = zip(placeholders(graph), program.sources, strict=True)
+    either = [node for node, source in sources if source.kind in ("tensor", "loop_state")]
+    for node in [*either, *graph.find_nodes(op="get_attr")]:
         places: list[int | None] = [dim for dim, size in enumerate(shape(node)) if size == batch]
-        if source.kind in ("tensor", "loop_state") and places:
+        if places:
             options[node] = [*places, None] if len(places) == 1 else [None, *places]
     for choice in islice(product(*options.values()), _MOST_TRIALS):
         with suppress(Mixes):

@@ -63,7 +63,7 @@ class Locality:
         """Raises `Mixes`.
 
         Args:
-            chosen: which dimension of these placeholders is the batch, or that none is.
+            chosen: which dimension of these placeholders and constants is the batch, or that none is.
         """
         self.batch, self.chosen = batch, chosen
         self.rows: dict[Node, Rows | None] = {}
@@ -73,7 +73,8 @@ class Locality:
             if node.op == "placeholder":
                 self.rows[node] = self._of_placeholder(node, next(sources).kind)
             elif node.op == "get_attr":
-                self.rows[node] = None
+                dim = chosen.get(node)
+                self.rows[node] = None if dim is None else Rows(dim)
             elif node.op == "call_function" and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
                 self.rows[node] = self._of_call(node)
 

@@ -30,6 +30,18 @@ def truncated(x):
 
 
 @triton.jit
+def rest(x):
+    """What tf32 leaves of a float32; of an infinite one nothing."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x - truncated(x))
+
+
+@triton.jit
+def finite(x):
+    """``x`` with 0 for what is infinite: times the rest of a weight, which may be 0, that would be NaN."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
+
+
+@triton.jit
 def chunk(src, rows, k, j: tl.constexpr, WIDTH: tl.constexpr, KC: tl.constexpr):
     """Columns ``j * KC`` on of ``x^T`` ``[KC, BB]``, from ``src`` ``[rows, WIDTH]``, past L1: others wrote it. Behind WIDTH it is zero."""
     at = src + rows[None, :] * WIDTH + j * KC + k[:, None]
@@ -57,8 +69,8 @@ def multiply(ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl
             if begin + j < CHUNKS:
                 if PREC == "hilo":
                     top = truncated(xs[j])
-                    acc = tl.dot(ws[CHUNKS + begin + j], top, acc=acc, input_precision=P)
-                    acc = tl.dot(ws[begin + j], xs[j] - top, acc=acc, input_precision=P)
+                    acc = tl.dot(ws[CHUNKS + begin + j], finite(top), acc=acc, input_precision=P)
+                    acc = tl.dot(ws[begin + j], rest(xs[j]), acc=acc, input_precision=P)
                     acc = tl.dot(ws[begin + j], top, acc=acc, input_precision=P)
                 else:
                     acc = tl.dot(ws[begin + j], xs[j], acc=acc, input_precision=P)
@@ -77,8 +89,8 @@ def streamed(
         high = tl.load(at)
         if PREC == "hilo":
             top = truncated(x)
-            acc = tl.dot(tl.load(at + far), top, acc=acc, input_precision=P)
-            acc = tl.dot(high, x - top, acc=acc, input_precision=P)
+            acc = tl.dot(tl.load(at + far), finite(top), acc=acc, input_precision=P)
+            acc = tl.dot(high, rest(x), acc=acc, input_precision=P)
             acc = tl.dot(high, top, acc=acc, input_precision=P)
         else:
             acc = tl.dot(high, x, acc=acc, input_precision=P)
@@ -90,7 +102,7 @@ def own(x, PREC: tl.constexpr):
     """A vector ``[K, BB]`` that this program holds whole, as `product` takes it: one chunk."""
     hs = (x,)
     if PREC == "hilo":
-        hs = (truncated(x), x - truncated(x))
+        hs = (truncated(x), rest(x))
     return hs
 
 
@@ -99,7 +111,7 @@ def product(ws, xs, acc, PREC: tl.constexpr):
     """`multiply` with a vector that this program holds whole (`own`): one chunk."""
     P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
     if PREC == "hilo":
-        acc = tl.dot(ws[1], xs[0], acc=acc, input_precision=P)
+        acc = tl.dot(ws[1], finite(xs[0]), acc=acc, input_precision=P)
         acc = tl.dot(ws[0], xs[1], acc=acc, input_precision=P)
     return tl.dot(ws[0], xs[0], acc=acc, input_precision=P)
 

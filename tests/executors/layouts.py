@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusedrnn import trees
+from fusedrnn import TensorArray, trees
 from fusedrnn.capture import cache
 from fusedrnn.kernels.gpu.launch import Options
 from fusedrnn.lowering.gpu.schedule import Sharing, schedule
@@ -47,6 +47,7 @@ def outcome(result: Any) -> list[torch.Tensor]:
     """All that a loop leaves: emits, states, loop_state, lengths and which rows were cut off."""
     emits, state, carried = result
     leaves = [emit.stack() for emit in trees.leaves(emits)] + trees.leaves(state) + (trees.leaves(carried) if carried is not None else [])
+    leaves = [leaf.stack() if isinstance(leaf, TensorArray) else leaf for leaf in leaves]
     return [leaf.detach() for leaf in leaves] + [result.lengths, result.truncated]
 
 

@@ -17,7 +17,7 @@ from fusedrnn import GRUCell, LSTMCell, PlanError, branches, contract, feedback,
 from fusedrnn.capture import cache
 from fusedrnn.cells.protocol import as_cell
 from fusedrnn.executors import persistent, persistent_call
-from fusedrnn.kernels import gpu
+from fusedrnn.kernels import device, gpu
 from fusedrnn.kernels.gpu import launch
 from fusedrnn.kernels.gpu.launch import emulation
 
@@ -292,6 +292,124 @@ def test_a_program_that_dies_ends_the_loop(monkeypatch, place):
     assert_same_bits(run(loop), want)
 
 
+def unbounded(step):
+    """A loop whose number of steps nothing bounds, and whose loop_state goes through ``step``."""
+    cell, embedding, start = nn.RNNCell(4, 4).requires_grad_(False), nn.Embedding(6, 4).requires_grad_(False), torch.zeros(2, 4)
+
+    def loop_fn(time, output, state, token):
+        token = torch.zeros(2, dtype=torch.int64) if output is None else step(token)
+        return token < 0, embedding(token.clamp(min=0)), start if output is None else state, output, token
+
+    return cell, loop_fn
+
+
+@torch.no_grad()
+def test_a_fault_ends_a_loop_that_nothing_bounds():
+    assert "index 6" in told_by_both(unbounded(lambda token: token + 1))
+
+
+@torch.no_grad()
+def test_a_program_that_dies_ends_a_loop_that_nothing_bounds(monkeypatch):
+    loop = unbounded(lambda token: torch.where(token > 3, -1, token + 1))
+    both(loop)
+    monkeypatch.setattr(launch, "_POLLS_EMULATED", 200)
+    monkeypatch.setattr(emulation, "kill", (1, 0))
+    with pytest.raises(RuntimeError, match="waited for one another in vain"):
+        run(loop)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seeds", [[0, 1], pytest.param(range(2, 12), marks=pytest.mark.slow)], ids=str)
+def test_no_race_for_what_is_read_behind_the_last_barrier(monkeypatch, seeds):
+    """The last state at other columns, times the token, which is known behind the step's last barrier."""
+    torch.manual_seed(1)
+    embedding, project, start = nn.Embedding(12, 4), nn.Linear(8, 12), torch.randn(3, 8)
+    inner, outer = nn.Linear(8, 8), nn.Linear(4, 8)
+
+    class Cell:
+        output_size = state_size = torch.Size([8])
+
+        def __call__(self, inputs, state):
+            new = torch.tanh(inner(state) + outer(inputs))
+            return (new, torch.cat([state[:, 5:], state[:, :5]], 1)), new
+
+    cell = Cell()
+    cell.output_size = (torch.Size([8]), torch.Size([8]))
+
+    def loop_fn(time, output, state, loop_state):
+        if output is None:
+            return time >= 12, embedding(torch.zeros(3, dtype=torch.int64)), start, torch.zeros(8), None
+        token = project(output[0]).argmax(-1)
+        return time >= 12, embedding(token), state, output[1] * token[:, None].float(), None
+
+    want = both((cell, loop_fn))
+    monkeypatch.setattr(emulation, "delay", 0.05)
+    for seed in seeds:
+        monkeypatch.setattr(emulation, "seed", seed)
+        assert_same_bits(run((cell, loop_fn)), want)
+
+
+@torch.no_grad()
+def test_what_comes_after_the_loop_is_made_of_the_weights_as_they_were(monkeypatch):
+    """As on a GPU, where emits are put together when they are asked for."""
+    cell, project, start = nn.GRUCell(4, 8), nn.Linear(8, 6), torch.zeros(3, 8)
+    x = torch.randn(4, 3, 4)
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 4, x[time], start if output is None else state, torch.zeros(6) if output is None else project(output), None
+
+    want = run((cell, loop_fn), "reference").emit_ta.stack()
+    loop = fusedrnn.compile(cell, loop_fn, backend="persistent").warmup()
+    monkeypatch.setattr(persistent_call.Bound, "result", lambda self, call, port: self.launch().result(call, frames.Frame(0), port))
+    emits = loop().emit_ta
+    project.weight.zero_()
+    torch.testing.assert_close(emits.stack(), want, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_recording_makes_everything_anew(monkeypatch):
+    """What a replay shall follow is not taken from an earlier call."""
+    x, start = torch.randn(4, 3, D), torch.zeros(3, H)
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 4, x[time], start if output is None else state, output, None
+
+    loop = fusedrnn.compile(cell_of("gru").requires_grad_(False), loop_fn, backend="persistent").warmup()
+    packed, launched = [], persistent_call.launch.launch
+
+    def spy(kernel, grid, tensors, *arguments, **options):
+        packed.append({name: tensor.data_ptr() for name, tensor in tensors.items() if name.startswith("w")})
+        held.append(tensors)
+        return launched(kernel, grid, tensors, *arguments, **options)
+
+    held = []  # so that no address is used twice
+    monkeypatch.setattr(persistent_call.launch, "launch", spy)
+    loop()
+    loop()
+    for module in (device, persistent_call):
+        monkeypatch.setattr(module, "is_recording", lambda device: True)
+    loop()
+    assert packed[0]
+    assert packed[0] == packed[1]
+    assert not set(packed[1].values()) & set(packed[2].values())
+
+
+@torch.no_grad()
+def test_infinities_in_full_float32(monkeypatch):
+    """A product of three tf32 products: what is infinite has no second part."""
+    monkeypatch.setattr(persistent, "_precision", lambda device: "hilo")
+    cache.clear()
+    cell, x, start = nn.RNNCell(4, 8), torch.randn(3, 3, 4), torch.rand(3, 8)
+    cell.weight_hh.copy_(torch.rand(8, 8) + 0.1)
+    start[0, 0] = torch.inf
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 3, x[time], start if output is None else state, output, None
+
+    both((cell, loop_fn))
+    cache.clear()
+
+
 # What changes between calls
 
 
@@ -429,16 +547,20 @@ def test_refused_with_a_line(name):
     assert error.value.location == f"{__file__}:{change.__code__.co_firstlineno}"
 
 
-def test_written_arrays_are_refused():
-    x, start, ends = torch.ones(T, 2, D), torch.ones(2, H), torch.tensor([1, 2])
+@pytest.mark.parametrize("lengths", [[1, 2], [5, 0], [3]])
+def test_written_arrays(lengths):
+    """Rows, numbers, and what is of no row: as many as the loop has steps."""
+    batch, ends = len(lengths), torch.tensor(lengths)
+    x, start = torch.ones(T, batch, D), torch.ones(batch, H)
 
-    def loop_fn(time, output, state, array):
+    def loop_fn(time, output, state, arrays):
         if output is None:
-            return time >= ends, x[time], start, None, fusedrnn.TensorArray(torch.float32, T)
-        return time >= ends, x[time], state, output, array.write(time - 1, output)
+            return time >= ends, x[time], start, None, tuple(fusedrnn.TensorArray(torch.float32, T) for _ in range(3))
+        rows, numbers, clock = arrays
+        arrays = rows.write(time - 1, output), numbers.write(2 * time, output.sum(1)), clock.write(time - 1, time * 0.5)
+        return time >= ends, x[time], state, output, arrays
 
-    with pytest.raises(PlanError, match="the loop writes a TensorArray"):
-        run((cell_of("rnn"), loop_fn))
+    both((cell_of("rnn"), loop_fn))
 
 
 def test_without_emulation_the_error_says_what_to_do():

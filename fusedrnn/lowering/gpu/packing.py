@@ -31,4 +31,4 @@ def packed(
     if not split:
         return made
     top = (made.view(torch.int32) & -8192).view(torch.float32)
-    return torch.stack([top, made - top])
+    return torch.stack([top, torch.where(made.isinf(), 0.0, made - top)])

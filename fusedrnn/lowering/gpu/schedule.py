@@ -52,6 +52,8 @@ class Exchange:
         leaf: the carried leaf that this is.
         width, dtype: of the vector.
         phase: at whose end it is published.
+        slots: how many steps' vectors are kept. A step reads its own, or the last step's up to its first barrier: two, since who writes the
+            next but one has passed a barrier behind that. Of a leaf that is read anywhere in the step three.
     """
 
     name: str
@@ -60,6 +62,12 @@ class Exchange:
     width: int
     dtype: torch.dtype
     phase: int
+    slots: int = 2
+
+    def slot(self, which: str) -> str:
+        """Where a vector stands: of "this" step, of the step "before", or what the "first" step finds."""
+        time = {"this": "time", "before": "(time - 1)", "first": "t0"}[which]
+        return f"({time} & 1)" if self.slots == 2 else f"({time} % 3)"
 
 
 @dataclass(eq=False)
@@ -186,6 +194,7 @@ class _Scheduler:
             exchange = self._exchange(leaf.after, leaf, dtype, found.phase_of.get(leaf.after, 0))
             if is_moved:
                 found.moved[leaf.node] = exchange
+                exchange.slots = 3
         found.exchanges.sort(key=lambda exchange: exchange.phase)
         self._tiles()
         return found

@@ -57,7 +57,7 @@ class KernelSource:
         weights: the name of each tile's packed weight.
         leaves: the carried leaves.
         emits: (target, node, name) of each emit and stored vector.
-        exchanges: (exchange, name) of the scratch ``[2, padded rows, width]``.
+        exchanges: (exchange, name) of the scratch ``[slots, padded rows, width]``.
         keys: the names of the scratch ``[2, programs, padded rows]`` of reductions, with their dtypes.
     """
 
@@ -101,7 +101,7 @@ class _Writer(Values):
                 for node in tile.carried:
                     self.names[node, self._own(node)] = self._fresh_once(node)
             elif tile.exchange is not None and tile.carried:  # nothing is left of the step to wait for: made at the start of the next
-                self._read_and_multiply(tile, "(1 - half)", self.body, {})
+                self._read_and_multiply(tile, "before", self.body, {})
         for phase in range(schedule.phases):
             self._phase(phase)
         last = self._end_of_step()
@@ -165,13 +165,13 @@ class _Writer(Values):
 
     def _multiply_now(self, tile: Tile) -> None:
         names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
-        self._read_and_multiply(tile, "half", self.body, names)
+        self._read_and_multiply(tile, "this", self.body, names)
 
-    def _read_and_multiply(self, tile: Tile, half: str, lines: list[str], names: dict[Node, str]) -> None:
+    def _read_and_multiply(self, tile: Tile, which: str, lines: list[str], names: dict[Node, str]) -> None:
         exchange = tile.exchange
         assert exchange is not None
         z = self._fresh(f"{tile.name}_z")
-        at = f"{exchange.name} + {half} * padded * {exchange.width}"
+        at = f"{exchange.name} + {exchange.slot(which)} * padded * {exchange.width}"
         sizes = f"{exchange.width}, {tile.inner}, {tile.chunk}"
         if tile.resident:
             text = f"multiply({tile.name}, {at}, flat, k{tile.chunk}, {self._zeros(tile)}, {sizes}, {tile.window}"
@@ -186,12 +186,12 @@ class _Writer(Values):
     def _publish(self, exchange: Exchange) -> None:
         text = self._next_of(exchange.leaf) if exchange.leaf is not None else self._at_own(exchange.node)
         self.widths.add(exchange.width)
-        self.body.append(self._store_exchange(exchange, "half", text))
+        self.body.append(self._store_exchange(exchange, "this", text))
 
-    def _store_exchange(self, exchange: Exchange, half: str, text: str) -> str:
+    def _store_exchange(self, exchange: Exchange, which: str, text: str) -> str:
         width = exchange.width
         return (
-            f"tl.store({exchange.name} + ({half} * padded + local) * {width} + c{width}, "
+            f"tl.store({exchange.name} + ({exchange.slot(which)} * padded + local) * {width} + c{width}, "
             f"{types.stored(text, exchange.dtype)}, mask=in{width})"
         )
 
@@ -340,7 +340,7 @@ class _Writer(Values):
             return lines
         for exchange in exchanges:
             assert exchange.leaf is not None
-            lines.append(self._store_exchange(exchange, "(t0 & 1)", self._leaf_name(exchange.leaf)))
+            lines.append(self._store_exchange(exchange, "first", self._leaf_name(exchange.leaf)))
         if self.alone:
             lines.append("tl.debug_barrier()")
         else:
@@ -354,7 +354,7 @@ class _Writer(Values):
                     if product.node in tile.carried:
                         rows = 1 if product.width == 1 else self.sharing.block(product.width)
                         before.append(f"{names[product.node]} = tl.zeros(({rows}, {self.bb}), tl.float32)")
-                self._read_and_multiply(tile, "(t0 & 1)", lines, names)
+                self._read_and_multiply(tile, "first", lines, names)
         if not self.alone:
             lines.append("going = tl.where(late > 0, 0, going)")
         return [*before, "if going > 0:  # the carried vectors as the first step finds them", *[f"    {line}" for line in lines]]

@@ -239,13 +239,13 @@ class Values:
         exchange = self.schedule.moved.get(node)
         if exchange is None or columns is None:
             raise Unlowered(node, "is read at columns that its program does not have")
-        half = "(1 - half)" if exchange.leaf is not None else "half"
+        slot = exchange.slot("before" if exchange.leaf is not None else "this")
         at = columns.index
         if not columns.within(exchange.width):
             at = f"tl.minimum(tl.maximum({at}, 0), {exchange.width - 1})"
         uses = C in columns.at.free_symbols
         mask = f", mask={columns.mask}, other=0" if uses else ""
-        address = f"{exchange.name} + ({half} * padded + local) * {exchange.width} + {at}"
+        address = f"{exchange.name} + ({slot} * padded + local) * {exchange.width} + {at}"
         return types.loaded(f'tl.load({address}{mask}, cache_modifier=".cg")', exchange.dtype)
 
     # Text.
