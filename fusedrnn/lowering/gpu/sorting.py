@@ -20,9 +20,7 @@ from .rule import Lowering, rule
 
 def rank(x: torch.Tensor, dim: int, descending: bool) -> torch.Tensor:
     """int32 of x's shape: the place of each element along ``dim`` when it is sorted, NaN above all; equal ones keep their order."""
-    order = x.argsort(dim=dim, descending=descending, stable=True)
-    places = torch.arange(x.shape[dim], device=x.device).reshape([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)])
-    return torch.empty_like(order).scatter_(dim, order, places.expand_as(order)).to(torch.int32)
+    return x.argsort(dim=dim, descending=descending, stable=True).argsort(dim).to(torch.int32)
 
 
 def ranked(x: torch.Tensor, ranks: torch.Tensor, dim: int, size: int) -> torch.Tensor:
