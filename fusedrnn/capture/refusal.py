@@ -35,20 +35,22 @@ def _is_foreign(filename: str) -> bool:
 
 
 def here() -> str | None:
-    """``file:line`` of the user's code that runs now: the innermost frame outside of torch and of this package, else inside the package."""
+    """``file:line`` of the user's code that is being traced: the innermost frame outside of torch and of this package, else inside the
+    package; None where no step is being traced: what called raw_rnn is not what is traced."""
     frame: FrameType | None = sys._getframe(1)
     ours: str | None = None
+    found: str | None = None
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename.startswith(_OURS):
             if ours is None and not filename.startswith(_ABOUT_OURSELVES):
                 ours = f"{filename}:{frame.f_lineno}"
-            if frame.f_code.co_name == "_traced_step":  # what called raw_rnn is not what is traced
-                return ours
-        elif _is_foreign(filename):
-            return f"{filename}:{frame.f_lineno}"
+            if frame.f_code.co_name == "_traced_step":
+                return found or ours
+        elif found is None and _is_foreign(filename):
+            found = f"{filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return ours
+    return None
 
 
 def place(error: BaseException) -> str | None:
