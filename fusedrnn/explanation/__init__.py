@@ -269,7 +269,7 @@ def _executor(
     if begun.device.type == "cuda" and "persistent" not in others:
         return "persistent", "the whole loop is one launch"
     if "native" in others:
-        return "stepwise", "the loop does not run natively"
+        return "stepwise", f"the loop does not run natively: {others['native'].reason.partition(',')[0].partition(':')[0]}"
     if captured.worth_compiling(program):
         return "native", "it is compiled" if "native" in program.plans else "the loop has cost what compiling costs: this call compiles it"
     return "stepwise", "the loop is not compiled yet"

@@ -46,7 +46,8 @@ def _returned(file: Path, name: str) -> tuple[Any, Any]:
     finally:
         sys.path.remove(folder)
     if not callable(function):
-        raise ValueError(f"{file} has no function {name}")
+        there = "" if function is None else f": it is of type {type(function).__name__}"
+        raise ValueError(f"{file} has no function {name}{there}")
     if not isinstance(made, (tuple, list)) or len(made) != 2:
         raise ValueError(f"{file}:{name} must return (cell, loop_fn), got {type(made).__name__}")
     return made[0], made[1]
