@@ -31,6 +31,7 @@ from .outcome import of_end, outcome
 from .prologue import Prologue
 
 _MOST_AHEAD = 1 << 28  # bytes of what is made ahead, and of emits, for one launch
+_MOST_ARRIVALS = 1 << 29  # at a group's barriers in one launch: its counter holds twice as many
 _WRITTEN = ("done_out", "lengths_out", "error")
 _FIRST_STEPS = 64  # of a launch where no bound on the steps is known; then twice as many, and so on
 
@@ -238,7 +239,9 @@ class Bound:
         """Start the loop. The host waits for nothing where a bound on the steps is known; else it looks at the flags after each launch."""
         kernel, begun, plan = self.kernel, self.begun, self.kernel.plan
         batch, device = begun.batch, begun.device
-        carried = [self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().contiguous() for entry in kernel.source.leaves]
+        carried = [
+            self.leaves[entry.leaf.source.kind][entry.leaf.source.place].detach().to(device).contiguous() for entry in kernel.source.leaves
+        ]
         done = begun.finished.to(torch.int32)
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         pieces: list[list[torch.Tensor]] = []
@@ -305,7 +308,8 @@ class Bound:
             if self.call.parallel_iterations is not None:
                 return int(self.call.parallel_iterations)
             size += kernel.ahead.bytes_per_step(lambda extent: self.kernel.size(extent)(self.symbols))
-        return max(_MOST_AHEAD // max(int(size), 1), 1)
+        arrivals = self.kernel.plan.programs * (len(self.kernel.plan.schedule.barriers) + 1)  # a step's
+        return max(min(_MOST_AHEAD // max(int(size), 1), _MOST_ARRIVALS // arrivals), 1)
 
     def finish(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""

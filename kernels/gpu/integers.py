@@ -20,9 +20,11 @@ def floor_divide(a, b):
         whole = tl.floor(quotient)
         whole = tl.where(quotient - whole > 0.5, whole + 1.0, whole)
         whole = tl.where(quotient == 0.0, 0.0 * (a / b), whole)  # a zero of the quotient's sign
-        return tl.where(b == 0.0, a / b, whole)
-    quotient = a // b
-    return tl.where((quotient * b != a) & ((a < 0) != (b < 0)), quotient - 1, quotient)
+        found = tl.where(b == 0.0, a / b, whole)
+    else:
+        quotient = a // b
+        found = tl.where((quotient * b != a) & ((a < 0) != (b < 0)), quotient - 1, quotient)
+    return found
 
 
 @triton.jit

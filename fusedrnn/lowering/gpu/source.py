@@ -234,7 +234,7 @@ class _Writer(Values):
             mask.append("first")
         if not self.one_row and self.rows(node) is None:  # what is written into an array may be of no row
             return f"{name} + {step} * {width or 1} + rows * 0{columns}", " & ".join([*mask, "(rows == 0)"])
-        whole = f"(B * {width})" if width is not None else "B"
+        whole = f"B * {width}" if width is not None else "B"
         return f"{name} + {step} * {whole} + rows{f' * {width}' if width is not None else ''}{columns}", " & ".join(mask)
 
     def _end_of_step(self) -> list[str]:
@@ -300,7 +300,7 @@ class _Writer(Values):
             "col, grp = tl.program_id(0), tl.program_id(1)",
             f"flat = grp * {bb} + tl.arange(0, {bb})  # of the launch",
             "local = flat[None, :]",
-            "rows = first_row + local  # of the batch",
+            "rows = (first_row + local).to(tl.int64)  # of the batch",
             "live = rows < B",
             f"zero = tl.zeros((1, {bb}), tl.int32)",
             "first = (col + zero) == 0",
