@@ -219,4 +219,5 @@ def _surroundings(device: torch.device) -> Hashable | None:
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         return None
     kind = device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None, torch.get_default_dtype()
+    precision = None if kind == "cpu" else torch.get_float32_matmul_precision()  # a kernel is made for one
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None, torch.get_default_dtype(), precision
