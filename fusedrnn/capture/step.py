@@ -27,7 +27,7 @@ from .program import Program, Source, Target, Write
 from .refusal import NotCapturable
 from .shape_env import SilentShapeEnv
 from .sizes import Fits, fits
-from .tracing import Tracing
+from .tracing import Tracing, is_view
 
 
 def capture(call: Call, begun: Start, tensors: Sequence[torch.Tensor]) -> Program:
@@ -350,12 +350,8 @@ def _guarded(made: tuple[Any, Any], finished: torch.Tensor, mode: Tracing) -> tu
 
     output, cell_state = (trees.map_leaves(guard, tree) for tree in made)
     pairs = list(known.values())
-    mode.overlapping = [seen for leaf, seen in pairs if any(other is not leaf and _overlaps(leaf, other) for other, _ in pairs)]
+    mode.overlapping = [seen for leaf, seen in pairs if is_view(leaf, [other for other, _ in pairs if other is not leaf])]
     return output, cell_state
-
-
-def _overlaps(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch._C._is_alias_of(one, other)  # type: ignore[attr-defined, no-any-return]
 
 
 def _copied(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:

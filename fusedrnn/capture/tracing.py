@@ -66,7 +66,8 @@ def _changes(func: Any) -> bool:
     return name == "__setitem__" or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
-def _is_view(x: torch.Tensor, tensors: Iterable[torch.Tensor]) -> bool:
+def is_view(x: torch.Tensor, tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether a tensor shares its memory with one of the others."""
     return any(torch._C._is_alias_of(x, tensor) for tensor in tensors)  # type: ignore[attr-defined]
 
 
@@ -175,9 +176,9 @@ class Tracing(TorchFunctionMode):
             (self.loop_state, "loop_state: return another tensor"),
             (self.overlapping, "a part of what the cell made that shares its memory with another part: copy it first (clone())"),
         ):
-            if _is_view(x, tensors):
+            if is_view(x, tensors):
                 self._changed.append((x, NotCapturable(f"{self.who} changes in place {what}", refusal.here())))
-        if _is_view(x, self.inputs):
+        if is_view(x, self.inputs):
             what = "its inputs, and so the tensor that loop_fn looked them up in: copy them first (clone())"
             self.changes_inputs = NotCapturable(f"{self.who} changes in place {what}", refusal.here())
 
@@ -188,7 +189,7 @@ class Tracing(TorchFunctionMode):
             inputs: the next step's: what the cell does to its inputs, it does to what they are elements of.
         """
         looked_up = [*self._elements, *self.stand_ins.values()]
-        if self.changes_inputs is not None and any(_is_view(leaf, looked_up) for leaf in inputs):
+        if self.changes_inputs is not None and any(is_view(leaf, looked_up) for leaf in inputs):
             raise self.changes_inputs
         for _, refused in self._changed:
             raise refused

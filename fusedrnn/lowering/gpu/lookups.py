@@ -30,8 +30,7 @@ def _read(self: Lowering) -> str:
     if self.writer.width(index) is not None or value(index).ndim:
         raise Unlowered(self.node, "a read at an index of every row")
     size, at = self.writer.size(x, dim), self.writer.demand(index, None)
-    self.writer.fault(f"{at} < -{size}", None)
-    place, mine = self.writer.place(x, dim), self.index
+    place, mine = self.writer.place(x, dim), self.index  # that it is out of range the graph says itself
     return _element(self, x, [*mine[:place], _bounded(_wrapped(at, size), size), *mine[place:]], by_row=False)
 
 
