@@ -28,6 +28,17 @@ def floor_divide(a, b):
 
 
 @triton.jit
+def trunc_divide(a, b):
+    """``trunc(a / b)`` of floats or of integers; an integer divided by zero is undefined."""
+    if a.dtype.is_floating():
+        quotient = a / b
+        found = tl.where(quotient < 0.0, tl.ceil(quotient), tl.floor(quotient))
+    else:
+        found = a // b
+    return found
+
+
+@triton.jit
 def remainder(a, b):
     """``a - b * floor(a / b)``, which has the sign of b."""
     rest = a % b

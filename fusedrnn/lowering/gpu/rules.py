@@ -106,11 +106,7 @@ def _power(self: Lowering) -> str:
 def _div_mode(self: Lowering) -> str:
     a, b = (self.read(operand, self.dtype) for operand in self.node.args[:2])
     mode = self.node.kwargs.get("rounding_mode")
-    if mode == "floor":
-        return f"floor_divide({a}, {b})"
-    if mode is None:
-        return f"({a} / {b})"
-    raise Unlowered(self.node, f"rounding_mode={mode!r}")
+    return f"({a} / {b})" if mode is None else f"{mode}_divide({a}, {b})"
 
 
 @rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)

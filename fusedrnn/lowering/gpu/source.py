@@ -26,7 +26,7 @@ import triton.language as tl
 from fusedrnn.kernels.gpu.activations import expm1, log1p, sigmoid, tanh  # noqa: F401
 from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F401
 from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
-from fusedrnn.kernels.gpu.integers import floor_divide, remainder  # noqa: F401
+from fusedrnn.kernels.gpu.integers import floor_divide, remainder, trunc_divide  # noqa: F401
 from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed  # noqa: F401
 from fusedrnn.kernels.gpu.reductions import LOWEST32, order, unordered  # noqa: F401
 """

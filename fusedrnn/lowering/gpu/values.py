@@ -22,13 +22,14 @@ from .rule import Lowering, Unlowered
 from .rules import READ_THROUGH, lower
 from .schedule import Schedule, Tile
 from .step import CarriedLeaf
+from .views import is_from_the_end
 
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
     "half", "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "multiply", "resident",
     "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "order", "unordered", "LOWEST32",
-    "floor_divide", "remainder", "LOWEST", "PREC", "ASM",
+    "floor_divide", "trunc_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
 
@@ -183,7 +184,7 @@ class Values:
         outer = self.lines
         if columns is None or not columns.loops:
             self.lines = self.prelude
-        through = node.op == "call_function" and node.target in READ_THROUGH
+        through = node.op == "call_function" and node.target in READ_THROUGH and not is_from_the_end(node)
         made = self._assign(node, columns, lower(Lowering(node, columns, self)) if through else self._loaded(node, columns))
         self.lines = outer
         return made

@@ -19,6 +19,18 @@ REINDEXED = {
 }  # fmt: skip
 
 
+def is_from_the_end(node: Any) -> bool:
+    """Whether a view counts from the end of a dimension whose size may differ from call to call."""
+    if node.target is aten.select.int:
+        start = node.args[2]
+    elif node.target is aten.slice.Tensor:
+        start = static(node.args[2]) if len(node.args) > 2 else None
+    else:
+        return False
+    dim = node.args[1] if len(node.args) > 1 else 0
+    return isinstance(start, int) and start < 0 and static(value(node.args[0]).shape[dim]) is None
+
+
 @rule(aten.expand.default)
 def _expand(self: Lowering) -> str:
     return self.operand(self.node.args[0])
