@@ -25,6 +25,7 @@ from ..capture.program import Program
 from ..contract import Call, Start
 from ..frames import Frame
 from ..random import philox
+from .looks import Look
 
 EVERY = 8  # steps between two looks at the flags; their results are stored together
 AHEAD = 2  # looks whose flags need not have arrived; with one more the host waits for the oldest, so that little is launched in vain
@@ -100,19 +101,14 @@ class Cuda:
 
         return replay
 
-    def record(self, status: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-        arrived = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
-        arrived.copy_(status, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        return arrived, event
+    def record(self, status: torch.Tensor) -> Look:
+        return Look(status)
 
-    def ready(self, look: tuple[torch.Tensor, torch.cuda.Event]) -> bool:
-        return bool(look[1].query())  # type: ignore[no-untyped-call]
+    def ready(self, look: Look) -> bool:
+        return look.ready()
 
-    def read(self, look: tuple[torch.Tensor, torch.cuda.Event]) -> list[int]:
-        look[1].synchronize()
-        return look[0].tolist()
+    def read(self, look: Look) -> list[int]:
+        return look.read()
 
 
 def device_for(device: torch.device) -> Device | None:

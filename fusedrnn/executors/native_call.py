@@ -21,6 +21,7 @@ from ..optimise.bounds import bounds
 from ..optimise.graph import value
 from ..result import Result
 from ..tensor_array import TensorArray
+from .after import After
 from .outcome import of_end
 from .prologue import Prologue
 
@@ -330,10 +331,7 @@ class Bound:
             if last is not None:
                 self._returned.append((kind, place, last, leaf))
         self._point(layout.init_fin, begun.finished)
-        sunk = native.source.sunk
-        self._after = {
-            place: (module, [tensors[read.place].detach() for read in sunk.sources[place]]) for place, module in sunk.modules.items()
-        }
+        self._after = After(native.source.sunk, tensors)
 
     def _point(self, entry: int, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_contiguous():
@@ -377,18 +375,9 @@ class Bound:
         whole = pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
         room_for = {emit[0]: piece for emit, piece in zip(sized.emits, whole, strict=True)}
         ended = End(taken, room_for, leaves, self.program.writes, flags)
-        for place in self._after:
-            room_for["emit", place] = self._made_after(place, room_for.pop(("stored", place))[:taken], ended.lengths)
+        for place in self._after.places:
+            room_for["emit", place] = self._after.emit(place, room_for.pop(("stored", place))[:taken], ended.lengths)
         return ended
-
-    def _made_after(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""
-        module, tensors = self._after[place]
-        with torch.no_grad():
-            emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
-            over = torch.arange(len(emit), dtype=torch.int32).unsqueeze(1) >= lengths
-            made: torch.Tensor = emit.masked_fill_(over.unsqueeze(-1), 0)
-        return made
 
 
 def packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ def tuned(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Te
     plans = _plans(program, begun.batch, begun.device, made.sizes_made_for)
     at = _tuning_key(plans, begun.batch, begun.device)
     if layouts.known(plans, at) is not None:  # it was chosen by that
+        _microseconds(Bound(made, call, begun, tensors, seed), begun.device)  # Triton compiles what it launches
         return made
     kernels = {id(made.plan): made}
     for plan in plans:
@@ -118,17 +120,22 @@ def tuned(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Te
 
 
 def _microseconds(bound: Bound, device: torch.device) -> float:
-    """Of one run of a loop."""
+    """Of one run of a loop; infinite where it does not run."""
     if device.type != "cuda":
         began = time.perf_counter()
         bound.run()
         return (time.perf_counter() - began) * 1e6
+    from ..kernels.gpu import launch
+
     begin, end = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
     begin.record()
-    bound.launch()
+    try:
+        launched = bound.launch()
+    except launch.Refused:
+        return math.inf
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e3
+    return math.inf if launched.waited_in_vain() else float(begin.elapsed_time(end)) * 1e3
 
 
 def known_sizes(program: Program, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
@@ -219,15 +226,22 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     Raises:
         NotCapturable: it cannot be lowered, or its tensors are not where a kernel can read them.
     """
+    from ..kernels.gpu import launch
     from .persistent_call import Bound
 
     refused = refusal(begun, program, tensors)
     if refused is not None:
         raise refused
-    bound = Bound(kernel(program, begun.batch, begun.device, tensors), call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
-    if begun.device.type == "cpu" or native.needs_gradients(begun, program, tensors):
-        ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
-        if ended is None:
-            return reference.explain_fault(call, frame, begun, "persistent")
-        return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
-    return bound.launch().result(call, frame, program.emits(begun.batch))
+    made = kernel(program, begun.batch, begun.device, tensors)
+    bound = Bound(made, call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+    try:
+        if begun.device.type == "cpu" or native.needs_gradients(begun, program, tensors):
+            ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
+            if ended is None:
+                return reference.explain_fault(call, frame, begun, "persistent")
+            return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
+        return bound.launch().result(call, frame, program.emits(begun.batch))
+    except launch.Refused as error:
+        refused = NotCapturable(f"{error}; use backend='stepwise' or 'auto'")
+        program.plans[_key(begun.batch, begun.device, made.sizes_made_for)] = refused
+        raise refused from error

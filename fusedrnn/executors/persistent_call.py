@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -21,11 +22,14 @@ from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
 from ..lowering.gpu.source import KernelSource
 from ..lowering.gpu.step import Step
+from ..lowering.gpu.types import HALVES
 from ..optimise.bounds import bounds
-from ..optimise.graph import output, value
+from ..optimise.graph import output, outputs, value
 from ..plan.plan import Plan
 from ..result import Result
 from . import reference
+from .after import After
+from .looks import Look
 from .native_call import ENDLESS, NO_TOKENS, End, Tokens
 from .outcome import of_end, outcome
 from .prologue import Prologue
@@ -33,6 +37,7 @@ from .prologue import Prologue
 _MOST_AHEAD = 1 << 28  # bytes of what is made ahead, and of emits, for one launch
 _MOST_ARRIVALS = 1 << 29  # at a group's barriers in one launch: its counter holds twice as many
 _WRITTEN = ("done_out", "lengths_out", "error")
+_AHEAD = {"cpu": 0, "cuda": 1}  # launches that are started before the host knows how an earlier one ended
 _FIRST_STEPS = 64  # of a launch where no bound on the steps is known; then twice as many, and so on
 
 Symbols = Mapping[str, int]
@@ -50,6 +55,7 @@ class Kernel:
 
     Attributes:
         sizes_made_for: as given.
+        made_after: sizes and dtypes of the emits that are made after the loop.
         embeddings: of each input that is carried as a token the place of its embedding.
     """
 
@@ -75,6 +81,11 @@ class Kernel:
         self.emits = [
             ((target.kind, target.place), name, [self.size(size) for size in value(node).shape], value(node).dtype)
             for target, node, name in source.emits
+        ]
+        self.made_after = [
+            ([self.size(size) for size in value(node).shape], value(node).dtype)
+            for target, node in zip(program.targets, outputs(program.module.graph), strict=True)
+            if target.kind == "emit" and target.place in step.made.sunk.modules
         ]
         self.places = {name: program.symbols.get(name) for name in self._names}
         self.embeddings: Mapping[int, int] = step.made.moved.embeddings
@@ -208,18 +219,18 @@ class Bound:
         self.copies = not all(tensor.is_contiguous() and tensor.device == device for _, tensor in found)
         # A number may stand on the CPU, as torch allows it everywhere.
         self.before = {kernel.names[entry]: tensor.detach().to(device).contiguous() for entry, tensor in found}
-        step = kernel.plan.schedule.step
-        sunk = step.made.sunk
-        self._after = {
-            place: (module, [tensors[read.place].detach() for read in sunk.sources[place]]) for place, module in sunk.modules.items()
-        }
+        self.after = After(kernel.plan.schedule.step.made.sunk, tensors)
         self.limit = ENDLESS if call.max_steps is None else call.max_steps
         self.bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
 
     def result(self, call: Call, emit_port: Port) -> Result | None:
-        """What the loop returns; None where it fails or takes no step, which the slower way explains. On a GPU it may still be running."""
+        """What the loop returns; None where it fails, takes no step or is not launched, which the slower way explains. On a GPU it may
+        still be running."""
         if self.begun.device.type != "cpu":
-            return self.launch().result(call, Frame(0), emit_port)
+            try:
+                return self.launch().result(call, Frame(0), emit_port)
+            except launch.Refused:
+                return None
         ended = self.run()
         return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "persistent")
 
@@ -236,7 +247,8 @@ class Bound:
         return launched.end() if steps is None or self.begun.device.type == "cpu" else launched.end_after(steps)
 
     def launch(self) -> Launched:
-        """Start the loop. The host waits for nothing where a bound on the steps is known; else it looks at the flags after each launch."""
+        """Start the loop. The host waits for nothing where the bound on its steps needs one launch; else it looks at the flags of a launch
+        before it starts the one after the next, and stops where all rows are finished."""
         kernel, begun, plan = self.kernel, self.begun, self.kernel.plan
         batch, device = begun.batch, begun.device
         carried = [
@@ -246,6 +258,10 @@ class Bound:
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         pieces: list[list[torch.Tensor]] = []
         begin, steps, error = 0, self._first_steps(), torch.zeros(2, dtype=torch.int32, device=device)
+        if steps < self.bound:  # the next launch goes on with what this one has in its registers
+            carried = [leaf.float() if leaf.dtype in HALVES else leaf for leaf in carried]
+        looks: deque[Look] = deque()
+        may_look = not is_recording(device)
         rows = plan.batch_tile * plan.groups(batch)
         while True:
             steps = min(steps, self.bound - begin)
@@ -264,9 +280,15 @@ class Bound:
             pieces.append(emits)
             carried, done, lengths = after, done_after, lengths_after
             begin += steps
-            if begin >= self.bound or (self.bound >= ENDLESS and bool(done.all() | error.any())):
-                return Launched(self, pieces, carried, done, lengths, error)
+            if begin >= self.bound:
+                break
+            if may_look:
+                looks.append(Look((done.all() | error.any()).to(torch.int32).reshape(1)))
+                if len(looks) > _AHEAD[device.type] and looks.popleft().read()[0]:
+                    break
             steps = min(2 * steps, self._most_steps())
+        carried = [leaf.to(value(entry.leaf.node).dtype) for entry, leaf in zip(kernel.source.leaves, carried, strict=True)]
+        return Launched(self, pieces, carried, done, lengths, error)
 
     def _made_before(self, begin: int, steps: int) -> dict[str, torch.Tensor]:
         """What steps from ``begin`` on read and do not change."""
@@ -303,22 +325,14 @@ class Bound:
     def _most_steps(self) -> int:
         """The most steps of one launch: as many as there is memory for what is made ahead and emitted."""
         kernel = self.kernel
-        size = sum(_numel([of(self.symbols) for of in sizes]) * dtype.itemsize for _, _, sizes, dtype in kernel.emits)
+        emits = [*[(sizes, dtype) for _, _, sizes, dtype in kernel.emits], *kernel.made_after]
+        size = sum(_numel([of(self.symbols) for of in sizes]) * dtype.itemsize for sizes, dtype in emits)
         if kernel.ahead is not None:
             if self.call.parallel_iterations is not None:
                 return int(self.call.parallel_iterations)
             size += kernel.ahead.bytes_per_step(lambda extent: self.kernel.size(extent)(self.symbols))
         arrivals = self.kernel.plan.programs * (len(self.kernel.plan.schedule.barriers) + 1)  # a step's
         return max(min(_MOST_AHEAD // max(int(size), 1), _MOST_ARRIVALS // arrivals), 1)
-
-    def finish(self, place: int, stored: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """An emit of all steps ``[T, B, N]``, from what the loop stored for it."""
-        module, tensors = self._after[place]
-        with torch.no_grad():
-            emit = module(stored.reshape(-1, *stored.shape[2:]), *tensors).reshape(*stored.shape[:2], -1)
-            over = torch.arange(len(emit), dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
-            made: torch.Tensor = emit.masked_fill_(over.unsqueeze(-1), 0)
-        return made
 
 
 class Launched:
@@ -334,7 +348,7 @@ class Launched:
     ) -> None:  # fmt: skip
         self.bound, self.done, self.lengths = bound, done, lengths
         self._pieces, self._carried, self._error = pieces, carried, error
-        self._finished: dict[int, torch.Tensor] = {}  # emits, by their places, where they are made already
+        self._emits: dict[tuple[str, int], torch.Tensor] = {}  # once they are put together
 
     def leaves(self) -> dict[str, list[Any]]:
         """The final leaves of the state and of loop_state."""
@@ -354,11 +368,7 @@ class Launched:
                 return reference.explain_fault(call, frame, begun, "persistent")
             return of_end(call, begun, emit_port, ended, "persistent")
 
-        # What comes after the loop is made of the weights as they are now.
-        for place, ((kind, target), _, _, _) in enumerate(self.bound.kernel.emits):
-            if kind == "stored":
-                whole = torch.cat([piece[place] for piece in self._pieces])
-                self._finished[target] = self.bound.finish(target, whole, self.lengths)
+        self._finish()  # of the weights as they are now
 
         @cache
         def made() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -399,15 +409,25 @@ class Launched:
             return None
         return self._end(int(self.lengths.max()))
 
-    def _end(self, steps: int) -> End:
-        made = {}
-        for place, (key, _, _, _) in enumerate(self.bound.kernel.emits):
+    def waited_in_vain(self) -> bool:
+        """Whether programs waited for one another until they gave up; the host waits for the device."""
+        return bool(self._error[0])
+
+    def _finish(self, steps: int | None = None) -> None:
+        """Put the emits together, and make what comes after the loop; of that many steps, if that is known."""
+        if self._emits:
+            return
+        for place, ((kind, target), _, _, _) in enumerate(self.bound.kernel.emits):
             parts = [piece[place] for piece in self._pieces]
-            made[key] = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
-        for kind, place in list(made):
+            whole = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
             if kind == "stored":
-                stored, finished = made.pop((kind, place)), self._finished.get(place)
-                made["emit", place] = self.bound.finish(place, stored, self.lengths) if finished is None else finished[:steps]
+                kind, whole = "emit", self.bound.after.emit(target, whole, self.lengths)
+            self._emits[kind, target] = whole
+        self._pieces.clear()
+
+    def _end(self, steps: int) -> End:
+        self._finish(steps)
+        made = {key: whole[:steps] for key, whole in self._emits.items()}
         return End(steps, made, self.leaves(), self.bound.kernel.program.writes, (self.done.bool(), self.lengths))
 
 

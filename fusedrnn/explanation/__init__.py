@@ -22,6 +22,7 @@ from ..errors import PlanError
 from ..executors import captured, persistent, reference
 from ..lowering.operators import Unlowered
 from ..lowering.source import LoopSource, loop_source
+from ..optimise.going_on import going_on
 from ..optimise.graph import copied, show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
@@ -82,7 +83,7 @@ class Explanation:
         if stage == "simplified":
             return self._shown(_simplified(program), program.sources)
         if stage == "hoisted":
-            hoisted, _ = hoist(program)
+            hoisted, _ = hoist(going_on(program))
             return self._shown(hoisted.module.graph, hoisted.sources)
         if self._source is None:
             native = self.facts.choice.others["native"]

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from ..capture.program import INVARIANT, Program
 from ..optimise.canonicalise import canonicalise
+from ..optimise.going_on import going_on
 from ..optimise.graph import copied, outputs, placeholders
 from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
@@ -54,7 +55,7 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
     Raises:
         Unlowered: an operator has no rule, and torch cannot take it apart.
     """
-    program, moved = hoist(program)
+    program, moved = hoist(going_on(program))
     graph = copied(program.module.graph)
     simplify(graph)
     if wide:  # before torch takes sums of half precision apart with a rounding

@@ -31,7 +31,9 @@ def key(plans: Sequence[Plan], batch: int, device: str, versions: str) -> str:
 def name(plan: Plan) -> str:
     """A layout among those of one step."""
     tiles = ", ".join(f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}" for tile in plan.schedule.tiles)
-    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}"
+    sharing = plan.schedule.sharing
+    whole = f", each computes widths {sorted(sharing.replicated)}" if sharing.replicated else ""
+    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}"
 
 
 def known(plans: Sequence[Plan], at: str) -> Plan | None:

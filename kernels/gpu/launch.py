@@ -9,6 +9,10 @@ from typing import Any
 import torch
 
 
+class Refused(RuntimeError):
+    """The driver did not start a launch, which leaves all as it was."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How a kernel is compiled.
@@ -52,6 +56,9 @@ def launch(
     """Run a kernel on the device of its tensors, on the current stream; tensors on the CPU are emulated.
 
     All programs of the grid have to be on the device at once: a cooperative launch, which the driver refuses where they do not fit.
+
+    Raises:
+        Refused: by the driver.
     """
     arguments: dict[str, Any] = {name: _as_stored(tensor) for name, tensor in tensors.items()} | dict(numbers)
     if next(iter(tensors.values())).device.type == "cpu":
@@ -66,11 +73,21 @@ def launch(
         return
     arguments["limit"] = POLLS
     more = {} if options.maxnreg is None else {"maxnreg": options.maxnreg}
-    with torch.cuda.device(next(iter(tensors.values())).device):
-        kernel[(*grid, 1)](
-            **arguments, ASM=True, PREC=precision, num_warps=options.warps, num_stages=options.stages,
-            launch_cooperative_grid=grid[0] > 1, **more,
-        )  # fmt: skip
+    try:
+        with torch.cuda.device(next(iter(tensors.values())).device):
+            kernel[(*grid, 1)](
+                **arguments, ASM=True, PREC=precision, num_warps=options.warps, num_stages=options.stages,
+                launch_cooperative_grid=grid[0] > 1, **more,
+            )  # fmt: skip
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
+        raise Refused(f"the driver refuses {grid[0]} x {grid[1]} programs at once: {error}") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether it is a launch that did not fit, which leaves the device as it was: Triton tells that by its text, or its name."""
+    return type(error).__name__ == "OutOfResources" or any(sign in str(error) for sign in ("cooperative launch", "out of resources"))
 
 
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:

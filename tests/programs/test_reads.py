@@ -31,7 +31,7 @@ def test_lstm_natural(p, raw_rnn):
     return raw_rnn(cell, loop_fn)
 
 
-@golden("lstm_natural", not_persistent="the step holds for a batch of")
+@golden("lstm_natural")
 def test_lstm_cond(p, raw_rnn):
     cell = torch_cell(nn.LSTMCell, p)
 
@@ -43,7 +43,7 @@ def test_lstm_cond(p, raw_rnn):
     return raw_rnn(cell, loop_fn)
 
 
-@golden("lstm_natural", not_persistent="all reduces over the batch")
+@golden("lstm_natural")
 def test_lstm_cond_operands(p, raw_rnn):
     cell = torch_cell(nn.LSTMCell, p)
 

@@ -280,7 +280,7 @@ class _Writer(Values):
 
     def _text(self, pointers: dict[str, str], numbers: list[str], before: list[str], loop: list[str], after: list[str]) -> str:
         lines = ['"""' + (self.header[0] if self.header else "A loop as one launch."), *self.header[1:], '"""', "", _IMPORTS, ""]
-        fixed = ", ".join(f'"{name}"' for name in ("first_row", "t0", "T", "limit"))
+        fixed = ", ".join(f'"{name}"' for name in ("first_row", "t0", "T", "limit", *self.symbols))
         lines += [f"@triton.jit(do_not_specialize=[{fixed}])", "def loop("]
         lines += [f"    {', '.join(names)}," for names in _batched(list(pointers), 8)]
         lines += [f"    {', '.join(numbers)},", "    ASM: tl.constexpr, PREC: tl.constexpr,", "):"]
@@ -390,7 +390,8 @@ class _Writer(Values):
             if leaf.width is not None:
                 address += f" + c{leaf.width}"
                 masks.append(f"in{leaf.width}")
-            stored = types.stored(name, value(leaf.node).dtype)
+            dtype = value(leaf.node).dtype
+            stored = name if dtype in types.HALVES else types.stored(name, dtype)  # float32 where another launch goes on with it
             if leaf.by_row or leaf.width is not None or self.one_row:
                 lines.append(f"tl.store({address}, {stored}, mask={' & '.join(masks)})")
             else:
