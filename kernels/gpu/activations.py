@@ -81,6 +81,18 @@ def softplus(x):
 
 
 @triton.jit
+def power(x, y):
+    """x^y with the special cases of C's pow: of a result between 2^-k and 2^k 2 + k ulp, as y * log2|x| is rounded before exp2."""
+    x, y = tl.where(y == y, x, x), tl.where(x == x, y, y)  # one of them may be a number of Python's
+    size = tl.where(tl.abs(x) == 1.0, 1.0, tl.exp2(y * tl.log2(tl.abs(x))))
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(0.5 * y) * 2.0 != y) & (tl.abs(y) < 16777216.0)  # beyond 2^24 all float32 are even
+    made = tl.where(odd, signed(size, x), size)
+    made = tl.where((x < 0.0) & (x > -float("inf")) & (whole == 0), float("nan"), made)
+    return tl.where((y == 0.0) | (x == 1.0), 1.0, made)
+
+
+@triton.jit
 def erf(x):
     """The error function, of CUDA's libdevice (2 ulp) and of C's library under the interpreter."""
     return tl.math.erf(x)

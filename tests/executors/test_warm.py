@@ -36,7 +36,15 @@ def sampling(cell, table, state):
     return loop_fn
 
 
-@pytest.fixture(autouse=True, params=["native", "persistent"])
+SLOW = ("test_new_values_and_sizes_count", "test_several_batch_sizes", "test_tokens", "test_settings_of_torch")  # emulated
+
+
+def pytest_generate_tests(metafunc):
+    marks = [pytest.mark.slow] if metafunc.function.__name__ in SLOW else []
+    metafunc.parametrize("backend", ["native", pytest.param("persistent", marks=marks)], indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def backend(request, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "BACKEND", request.param)
     return request.param

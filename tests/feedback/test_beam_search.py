@@ -49,6 +49,7 @@ def penalty(length, alpha):
     return ((5 + length) / 6) ** alpha
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.6, 1.0, 2.5, -0.5]), st.integers(1, 4))
 def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, alpha, steps):
@@ -64,6 +65,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, alpha, steps):
             assert state.by_end[row, place] == (sequence[-1] == END)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.sampled_from([0.0, 1.0, -0.5]), st.integers(1, 5))
 def test_it_stops_early_only_when_nothing_can_change(seed, alpha, width):
     """A row decoded together with a row that runs to the last step gives what it gives alone."""

@@ -165,3 +165,50 @@ def _scatter(self: Lowering) -> str:
     before = self.operand(x)
     made = self.writer.accumulate(sizes[place], types.carried_in(dtype), before, self.columns, update)
     return f"({made} != 0)" if dtype == torch.bool else made
+
+
+@rule(aten.index_put.default)
+def _index_put(self: Lowering) -> str:
+    """What is there already, and all that may be written over it, in the order of the indices: of several the last."""
+    x, indices, new = self.node.args[:3]
+    writer, rows, dtype = self.writer, self.writer.rows(x), self.dtype
+    given = {dim: index for dim, index in enumerate(indices) if index is not None}
+    if any(value(index).dtype == torch.bool for index in given.values()):
+        raise Unlowered(self.node, "a mask with a value for each place in it")
+    if rows is not None and (rows.inner != 1 or (rows.dim in given and not writer.is_row_ids(given[rows.dim]))):
+        raise Unlowered(self.node, "a row that writes into another")
+    adds, before, mine = bool(self.argument(3, "accumulate", False)), self.operand(x), of_torch(self)
+    over = _broadcast(self, list(given.values()))
+    begin = min(given) if max(given) - min(given) + 1 == len(given) else 0
+    whole = [mine[dim] for dim in range(len(mine)) if dim not in given]
+    sizes = [size for size in over if size is not None]
+
+    def update(count: Any, so_far: str) -> str:
+        places = iter(taken_apart(count, sizes, self.tile))
+        chosen = [None if size is None else next(places) for size in over]
+        conditions = []
+        for dim, index in given.items():
+            if rows is None or dim != rows.dim:
+                at, size = self.at(index, _aligned(self, index, chosen)), writer.size(x, dim)
+                writer.fault(f"({at} < -{size}) | ({at} >= {size})", None)
+                conditions.append(f"({_wrapped(at, size)} == {self.text(mine[dim])})")
+        element = types.cast(self.at(new, _aligned(self, new, [*whole[:begin], *chosen, *whole[begin:]])), value(new).dtype, dtype)
+        element = f"({element}).to({types.carried_in(dtype)})"
+        element = f"({so_far} + {element})" if adds else element
+        return f"tl.where({' & '.join(conditions)}, {element}, {so_far})" if conditions else element
+
+    made = writer.accumulate(math.prod(sizes), types.carried_in(dtype), before, self.columns, update)
+    return f"({made} != 0)" if dtype == torch.bool else made
+
+
+def _broadcast(self: Lowering, indices: list[Any]) -> list[int | None]:
+    """The sizes to which indices broadcast; None for the batch."""
+    found: list[int | None] = [1] * max(value(index).ndim for index in indices)
+    for index in indices:
+        rank, rows = value(index).ndim, self.writer.rows(index)
+        for dim in range(rank):
+            if rows is not None and dim == rows.dim:
+                found[dim - rank] = None
+            elif found[dim - rank] is not None and self.writer.extent(index, dim) != 1:
+                found[dim - rank] = self.writer.extent(index, dim)
+    return found

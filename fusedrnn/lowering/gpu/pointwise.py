@@ -22,6 +22,11 @@ def _function(name: str) -> Expression:
     return lambda *operands: f"{name}({', '.join(operands)})"
 
 
+def _like(number: str, tile: str) -> str:
+    """A tile of what may be a number of Python's."""
+    return f"tl.where({tile} == {tile}, {number}, {number})"
+
+
 def _extreme(name: str) -> Expression:
     return lambda a, b: f"tl.{name}({a}, {b}, propagate_nan=tl.PropagateNan.ALL)"
 
@@ -33,6 +38,7 @@ _ARITHMETIC: dict[str, Expression] = {
     "sign": lambda a: f"(({a} > 0).to({a}.dtype) - ({a} < 0).to({a}.dtype))",
     "bitwise_and": _infix("&"), "bitwise_or": _infix("|"), "bitwise_xor": _infix("^"),
     "__and__": _infix("&"), "__or__": _infix("|"),
+    "copysign": lambda a, b: f"signed({a}, {_like(b, a)})", "fmod": _infix("%"),
     "remainder": _function("remainder"), "floor_divide": _function("floor_divide"),
 }  # fmt: skip
 
@@ -58,8 +64,11 @@ _LOGICAL: dict[str, Expression] = {
 _TESTS: dict[str, Expression] = {
     "isnan": lambda a: f"({a} != {a})",
     "isinf": lambda a: f'(tl.abs({a}) == float("inf"))',
+    "signbit": lambda a: f"(signed({_like('1.0', a)}, {a} * 1.0) < 0.0)",
     "isfinite": lambda a: f'(tl.abs({a}) < float("inf"))',
 }
+
+SHIFTS = [op for name in ("bitwise_left_shift", "bitwise_right_shift", "__lshift__", "__rshift__") for op in overloads(name)]
 
 # operator -> (what its operands become, expression): "result": the result's dtype, "common": that of the operands together, "bool".
 TABLE: dict[Any, tuple[str, Expression]] = {

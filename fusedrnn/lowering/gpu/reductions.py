@@ -121,8 +121,8 @@ def reduction_of(node: Node) -> Reduction | None:
     rank = value(source).ndim
     given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = [given] if isinstance(given, int) else list(given or range(rank))
-    if kind in ("argmax", "argmin") and not value(source).dtype.is_floating_point:
-        raise Unlowered(node, f"an {kind} of integers")
+    if kind in ("argmax", "argmin") and not value(source).dtype.is_floating_point:  # `arguments` takes the others apart
+        raise Unlowered(node, f"an {kind} of integers over a size that may differ from call to call")
     return Reduction(kind, source, tuple(sorted(dim % rank for dim in dims if rank)))
 
 

@@ -12,7 +12,7 @@ from ...capture import ops
 from ...optimise.graph import aten, value
 from ..pointwise import overloads
 from . import lookups, reductions, sums, types  # noqa: F401  (they register their rules)
-from .pointwise import TABLE
+from .pointwise import SHIFTS, TABLE
 from .rule import RULES, Lowering, Unlowered, rule
 from .views import REINDEXED
 
@@ -99,7 +99,28 @@ def _power(self: Lowering) -> str:
         return f"tl.sqrt({base})"
     if exponent in (-0.5, -1, -2):
         return {-0.5: f"(1.0 / tl.sqrt({base}))", -1: f"(1.0 / {base})", -2: f"(1.0 / ({base} * {base}))"}[exponent]
-    raise Unlowered(self.node, f"the power {exponent}")
+    if not self.dtype.is_floating_point:
+        raise Unlowered(self.node, f"the power {exponent} of integers")
+    return f"power({base}, {types.literal(exponent, self.dtype)})"
+
+
+@rule(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def _powers(self: Lowering) -> str:
+    if not self.dtype.is_floating_point:
+        raise Unlowered(self.node, "powers of integers")
+    base, exponent = (self.read(operand, self.dtype) for operand in self.node.args)
+    return f"power({base}, {exponent})"
+
+
+@rule(*SHIFTS)
+def _shift(self: Lowering) -> str:
+    """By as many bits as there are or more, or by fewer than none, all are shifted out."""
+    x, by = (self.read(operand, self.dtype) for operand in self.node.args)
+    left, bits = "left" in str(self.node.target) or "lshift" in str(self.node.target), 8 * self.dtype.itemsize
+    outside = f"(({by} < 0) | ({by} >= {bits}))"
+    kept = f"tl.minimum(tl.maximum({by}, 0), {bits - 1})"
+    gone = "0" if left or not self.dtype.is_signed else f"({x} >> {bits - 1})"
+    return f"tl.where({outside}, {gone}, {x} {'<<' if left else '>>'} {kept})"
 
 
 @rule(aten.div.Tensor_mode, aten.div.Scalar_mode)

@@ -23,7 +23,7 @@ from .values import Values
 _IMPORTS = """import triton
 import triton.language as tl
 
-from fusedrnn.kernels.gpu.activations import expm1, log1p, sigmoid, tanh  # noqa: F401
+from fusedrnn.kernels.gpu.activations import expm1, log1p, power, sigmoid, signed, tanh  # noqa: F401
 from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F401
 from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
 from fusedrnn.kernels.gpu.integers import floor_divide, remainder, trunc_divide  # noqa: F401

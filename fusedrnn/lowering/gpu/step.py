@@ -24,6 +24,7 @@ from ...optimise.locality import Rows, shape
 from ..operators import row_shape
 from ..pipeline import Optimised, optimised
 from . import types
+from .arguments import take_arguments_apart
 from .pointwise import TABLE
 from .reductions import REDUCTIONS, Reduction, reduction_of
 from .rule import RULES, Unlowered
@@ -36,7 +37,7 @@ UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
 _SIZES = (aten.sym_size.int,)
 _LOOPS = {  # made for all steps at once where they can be
     aten.mm.default, aten.bmm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.scatter.src, aten.scatter.value,
-    aten.scatter_add.default, rank, ranked, ranked_place, *REDUCTIONS,
+    aten.scatter_add.default, aten.index_put.default, rank, ranked, ranked_place, *REDUCTIONS,
 }  # fmt: skip
 
 
@@ -178,6 +179,7 @@ def prepared(program: Program) -> Optimised:
     """
     made = optimised(program, program.batch, split=True, wide=True, fixed=True)
     take_sorts_apart(made)
+    take_arguments_apart(made)
     return made
 
 

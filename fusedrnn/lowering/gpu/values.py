@@ -28,8 +28,8 @@ from .views import is_from_the_end
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
     "half", "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "multiply", "resident",
-    "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "order_key", "key_index", "order", "unordered", "LOWEST32",
-    "floor_divide", "trunc_divide", "remainder", "LOWEST", "PREC", "ASM",
+    "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "power", "signed", "order_key", "key_index",
+    "order", "unordered", "LOWEST32", "floor_divide", "trunc_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import sympy
 from ...optimise.graph import aten, value
 from ...optimise.shapes import static
 from . import types
-from .columns import is_within
+from .columns import divided, is_within
 from .rule import Lowering, Unlowered, rule
 
 # Of the same elements under other indices, at no cost where they are known before the loop.
@@ -140,7 +140,6 @@ def _window(self: Lowering) -> str:
         return f"tl.where({there} == {at % size}, {made}, {self.operand(source)})"
     start, end, step = static(self.argument(3, "start")) or 0, static(self.argument(4, "end")), self.argument(5, "step", 1)
     start, end = (max(min(bound + size if bound < 0 else bound, size), 0) for bound in (start, size if end is None else end))
-    if step != 1:
-        raise Unlowered(self.node, "a window with a step")
-    made = self.at(new, [*index[:place], index[place] - start, *index[place + 1 :]])
-    return f"tl.where(({there} >= {start}) & ({there} < {end}), {made}, {self.operand(source)})"
+    made = self.at(new, [*index[:place], divided(index[place] - start, step, self.tile)[0], *index[place + 1 :]])
+    inside = f"({there} >= {start}) & ({there} < {end})" + (f" & (({there} - {start}) % {step} == 0)" if step != 1 else "")
+    return f"tl.where({inside}, {made}, {self.operand(source)})"

@@ -86,3 +86,36 @@ def test_limits_and_signs():
         assert [math.copysign(1, value) for value in y[:2].tolist()] == [1, -1]
     assert applied("softplus", x)[2:4].tolist() == [INF, 0.0]
     assert all(applied(name, x)[4].isnan() for name in TRUTH)
+
+
+@triton.jit
+def apply_power(x, y, z, N: tl.constexpr):
+    at = tl.program_id(1) * N + tl.arange(0, N)
+    tl.store(z + at, activations.power(tl.load(x + at), tl.load(y + at)))
+
+
+def powers(x, y):
+    z, n = torch.full_like(x, -7.0), triton.next_power_of_2(x.numel())
+    x, y, z = (torch.nn.functional.pad(value, (0, n - value.numel())) for value in (x, y, z))
+    emulator.run(apply_power, (1, 1), {"x": x, "y": y, "z": z}, {"N": n}, outputs=["z"])
+    return z
+
+
+def test_power_has_the_error_it_says():
+    x = torch.logspace(-6, 6, 500, base=2).repeat_interleave(30)
+    y = torch.linspace(-5, 5, 30).repeat(500)
+    n = x.numel()
+    wanted = x.double() ** y.double()
+    bits = wanted.log2().abs()
+    assert (ulps(powers(x, y)[:n], wanted) <= 2 + bits).all()
+
+
+EDGES = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 3.0, -2.0, -3.0, 2.5, INF, -INF, math.nan, 16777216.0]
+
+
+def test_power_at_the_edges():
+    x, y = (torch.tensor(edges) for edges in zip(*[(a, b) for a in EDGES for b in EDGES], strict=True))
+    got, want = powers(x, y)[: x.numel()], x.double() ** y.double()
+    wrong = ~torch.isclose(got.double(), want.float().double(), rtol=1e-5, atol=0, equal_nan=True)
+    assert not wrong.any(), [(a, b, c, d) for a, b, c, d in zip(x[wrong], y[wrong], got[wrong], want[wrong], strict=True)]
+    assert torch.equal(torch.signbit(got[~got.isnan()]), torch.signbit(want[~want.isnan()]))
