@@ -45,12 +45,15 @@ class Optimised:
     sunk: Sunk
 
 
-def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool = False, fixed: bool = False) -> Optimised:
+def optimised(
+    program: Program, batch: Any, *, split: bool = False, wide: bool = False, fixed: bool = False, together: bool = False
+) -> Optimised:
     """Run the passes; ``batch`` is the expression of the batch size.
 
     Args:
         split, wide: as `canonicalise` has them.
         fixed: rows are told apart where the batch size is a number too.
+        together: rows are told apart where some values are made of all of them too.
 
     Raises:
         Unlowered: an operator has no rule, and torch cannot take it apart.
@@ -62,16 +65,16 @@ def optimised(program: Program, batch: Any, *, split: bool = False, wide: bool =
         canonicalise(graph, _invariant(program, graph), wide=True)
     module = decomposed(graph, program.module, program.sources)
     canonicalise(module.graph, _invariant(program, module.graph), split, wide=wide)
-    locality, mixes = located(program, module.graph, batch, fixed)
+    locality, mixes = located(program, module.graph, batch, fixed, together)
     retires = locality is not None and may_retire(program, module.graph, locality)
     if retires:
         drop_masks(program, module.graph)
-        locality, mixes = located(program, module.graph, batch, fixed)
+        locality, mixes = located(program, module.graph, batch, fixed, together)
     sunk = Sunk()
     if retires and locality is not None:
         targets, sunk = sink(program, module, locality)
         program = replace(program, targets=tuple(targets))
-        locality, mixes = located(program, module.graph, batch, fixed)
+        locality, mixes = located(program, module.graph, batch, fixed, together)
     if batch == 1:  # the loop ends with its only row: no step sees it finished
         drop_masks(program, module.graph)
     assert locality is not None or not retires
@@ -83,13 +86,21 @@ def _invariant(program: Program, graph: Graph) -> set[Node]:
     return {node for node, source in zip(placeholders(graph), program.sources, strict=True) if source.kind in INVARIANT}
 
 
-def located(program: Program, graph: Graph, batch: Any, fixed: bool = False) -> tuple[Locality | None, Mixes | None]:
+def located(
+    program: Program, graph: Graph, batch: Any, fixed: bool = False, together: bool = False
+) -> tuple[Locality | None, Mixes | None]:
     """Where the rows are, or what mixes them; neither for a batch of fixed size that is taken as one row."""
     if batch.is_Integer:
-        return (_located_by_trial(program, graph, batch) if fixed and batch != 1 else None), None
+        found = _located_by_trial(program, graph, batch, False) if fixed and batch != 1 else None
+        if found is None and fixed and together and batch != 1:
+            found = _located_by_trial(program, graph, batch, True)
+        return found, None
     try:
         return _checked(program, graph, Locality(program, graph, batch)), None
     except Mixes as mixes:
+        if together:
+            with suppress(Mixes):
+                return _checked(program, graph, Locality(program, graph, batch, together=True)), None
         return None, mixes
 
 
@@ -103,7 +114,7 @@ def _checked(program: Program, graph: Graph, found: Locality) -> Locality:
     return found
 
 
-def _located_by_trial(program: Program, graph: Graph, batch: Any) -> Locality | None:
+def _located_by_trial(program: Program, graph: Graph, batch: Any, together: bool) -> Locality | None:
     """Where the rows are if the batch size is a number: a dimension of a closed-over tensor that has this size may be the batch or not.
     Whatever choice tells the rows apart is right: it says which elements a row is made of."""
     options: dict[Node, list[int | None]] = {}
@@ -115,7 +126,7 @@ def _located_by_trial(program: Program, graph: Graph, batch: Any) -> Locality | 
             options[node] = [*places, None] if len(places) == 1 else [None, *places]
     for choice in islice(product(*options.values()), _MOST_TRIALS):
         with suppress(Mixes):
-            found = _checked(program, graph, Locality(program, graph, batch, dict(zip(options, choice, strict=True))))
+            found = _checked(program, graph, Locality(program, graph, batch, dict(zip(options, choice, strict=True)), together))
             if _carries(program, graph, found):
                 return found
     return None
@@ -129,9 +140,14 @@ def _carries(program: Program, graph: Graph, found: Locality) -> bool:
 
 
 def may_retire(program: Program, graph: Graph, locality: Locality) -> bool:
-    """Whether nothing can be seen of what a finished row would do: no array is written, and loop_state holds nothing of rows."""
+    """Whether nothing can be seen of what a finished row would do: no array is written, no value is made of all rows, and loop_state
+    holds nothing of rows."""
     pairs = zip(program.targets, outputs(graph), strict=True)
-    return not program.writes and all(target.kind != "loop_state" or locality.of(node) is None for target, node in pairs)
+    return (
+        not program.writes
+        and not locality.over_rows
+        and all(target.kind != "loop_state" or locality.of(node) is None for target, node in pairs)
+    )
 
 
 def drop_masks(program: Program, graph: Graph) -> None:

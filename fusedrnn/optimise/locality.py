@@ -57,15 +57,25 @@ class Locality:
     Attributes:
         rows: of each node that makes a tensor: where its batch is; None: it belongs to no row.
         row_ids: the nodes whose element b along the batch is b itself.
+        over_rows: the nodes that make one value of all rows.
     """
 
-    def __init__(self, program: Program, graph: Graph, batch: sympy.Expr, chosen: Mapping[Node, int | None] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        program: Program,
+        graph: Graph,
+        batch: sympy.Expr,
+        chosen: Mapping[Node, int | None] = MappingProxyType({}),
+        together: bool = False,
+    ) -> None:
         """Raises `Mixes`.
 
         Args:
             chosen: which dimension of these placeholders and constants is the batch, or that none is.
+            together: a node may make one value of all rows.
         """
-        self.batch, self.chosen = batch, chosen
+        self.batch, self.chosen, self.together = batch, chosen, together
+        self.over_rows: set[Node] = set()
         self.rows: dict[Node, Rows | None] = {}
         self.row_ids: set[Node] = set()
         sources = iter(program.sources)
@@ -173,6 +183,9 @@ def _reduction(dim_at: int = 1, keepdim_at: int = 2) -> Callable[[Locality, Node
             return None
         dims = _dims(node, _argument(node, dim_at, "dim"), operand)
         if rows.dim in dims:
+            if self.together and rows.inner == 1 and node.target in FOLDS:
+                self.over_rows.add(node)
+                return None
             raise Mixes(node, "reduces over the batch")
         if _argument(node, keepdim_at, "keepdim", False):
             return rows
@@ -424,6 +437,11 @@ def _keeps_ids(rule: Callable[[Locality, Node], Rows | None]) -> Callable[[Local
     return wrapped
 
 
+# Reductions whose parts reduce in the same way.
+FOLDS = {
+    aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.amax.default, aten.max.default, aten.amin.default,
+    aten.min.default, aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims,
+}  # fmt: skip
 _FILLS = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.scalar_tensor.default,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_full.default,

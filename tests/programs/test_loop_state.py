@@ -107,7 +107,7 @@ def test_visited(p, raw_rnn):
     return raw_rnn(tanh_cell(p), carrying(p, torch.zeros(B, dtype=torch.bool), update, emit=emit, example=zeros(H)))
 
 
-@golden("latest_output", not_persistent="mean reduces over the batch")
+@golden("latest_output")
 def test_latest_output(p, raw_rnn):
     """Rows mix: each is fed the mean output of all, finished ones included."""
     feed = lambda time, output, last: p.x[time] + last.mean(0, keepdim=True) @ p.feed  # noqa: E731

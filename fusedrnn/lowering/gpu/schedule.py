@@ -305,6 +305,8 @@ def needs_one_group(step: Step) -> str | None:
     """Why all rows have to run in one group; None where groups may end on their own."""
     if step.made.program.batch == 1:
         return None
+    if step.made.locality is not None and step.made.locality.over_rows:
+        return "rows depend on one another"
     if not step.made.retires:
         return "what finished rows do can be seen"
     shared = next((leaf for leaf in step.leaves if leaf.returned and not leaf.by_row), None)

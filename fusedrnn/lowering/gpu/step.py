@@ -25,6 +25,7 @@ from ..operators import row_shape
 from ..pipeline import Optimised, optimised
 from . import types
 from .arguments import take_arguments_apart
+from .batch import fold, take_folds_apart
 from .pointwise import TABLE
 from .reductions import REDUCTIONS, Reduction, reduction_of
 from .rule import RULES, Unlowered
@@ -37,7 +38,7 @@ UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
 _SIZES = (aten.sym_size.int,)
 _LOOPS = {  # made for all steps at once where they can be
     aten.mm.default, aten.bmm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.scatter.src, aten.scatter.value,
-    aten.scatter_add.default, aten.index_put.default, rank, ranked, ranked_place, *REDUCTIONS,
+    aten.scatter_add.default, aten.index_put.default, fold, rank, ranked, ranked_place, *REDUCTIONS,
 }  # fmt: skip
 
 
@@ -177,7 +178,8 @@ def prepared(program: Program) -> Optimised:
     Raises:
         Unlowered: of `lowering.operators`.
     """
-    made = optimised(program, program.batch, split=True, wide=True, fixed=True)
+    made = optimised(program, program.batch, split=True, wide=True, fixed=True, together=True)
+    take_folds_apart(made)
     take_sorts_apart(made)
     take_arguments_apart(made)
     return made
