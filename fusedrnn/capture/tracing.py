@@ -338,8 +338,16 @@ def _embedding(mode: Tracing, func: Any, input: torch.Tensor, weight: torch.Tens
 
 def _gather(mode: Tracing, func: Any, input: torch.Tensor, dim: int, index: torch.Tensor, **kwargs: Any) -> Any:
     dim %= input.ndim
+    for place in range(min(input.ndim, index.ndim)):
+        if place != dim and _hint(input.shape[place]) == _hint(index.shape[place]):
+            bool(input.shape[place] == index.shape[place])  # one size from here on: the rows of one are those of the other
     input, index = mode._within(input, dim, index, batch_axis=1 if dim == 0 else 0)
     return func(input, dim, index, **kwargs)
+
+
+def _hint(size: Any) -> Any:
+    """What a size is in the call that is traced."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _take_along_dim(mode: Tracing, func: Any, input: torch.Tensor, indices: torch.Tensor, dim: Any = None, **kwargs: Any) -> Any:

@@ -213,7 +213,7 @@ def test_pointer_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: p.x[pointer, rows]))
 
 
-@golden("gather_read", not_persistent="looks rows up in one another")
+@golden("gather_read")
 def test_gather_read(p, raw_rnn):
     return raw_rnn(tanh_cell(p), pointing(p, lambda pointer: torch.gather(p.x, 0, pointer[None].long()).T))
 

@@ -91,7 +91,9 @@ def test_they_do_not_retire():
 
 
 def test_more_rows_than_a_group_has():
-    with pytest.raises(PlanError, match="rows depend on one another, so all 130 rows would have to run in one group, which has 128 at most"):
+    with pytest.raises(
+        PlanError, match="rows depend on one another, so all 130 rows would have to run in one group, which has 128 at most"
+    ):
         fusedrnn.raw_rnn(*loop(spread, [1] * 130), backend="persistent")
 
 
