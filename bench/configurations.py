@@ -23,7 +23,8 @@ class Configuration:
 
     Attributes:
         cell: "lstm", "gru" (reset after the product, torch's), "gru before" (TensorFlow's), "rnn", "layer norm lstm", "2 layer lstm",
-            "peephole lstm", "bahdanau gru" or "luong gru" (attention over `MEMORY` places), "g2p encoder" or "g2p decoder".
+            "peephole lstm", "bahdanau gru" or "luong gru" (attention over `MEMORY` places), "g2p encoder" or "g2p decoder"; "int8 lstm",
+            "float8 lstm" and so on with weights of one byte.
         H: hidden size; inputs are as wide.
         B: rows.
         dtype: of weights, inputs and state.
@@ -58,12 +59,16 @@ class Configuration:
         dtype, size, rows = getattr(torch, self.dtype), self.H, self.B
         if self.cell.startswith("g2p"):
             return _g2p(self.cell, rows, dtype)
-        cell = _CELLS[self.cell](size, size).to(dtype)
+        first, _, rest = self.cell.partition(" ")
+        cell = _CELLS[rest if first in _BYTES else self.cell](size, size).to(dtype)
+        if first in _BYTES:
+            cell = fusedrnn.quantize(cell.requires_grad_(False), dtype=_BYTES[first])
         if isinstance(cell, fusedrnn.AttentionWrapper):
             cell = cell.bind(torch.randn(rows, MEMORY, size, dtype=dtype), torch.arange(rows) % MEMORY + 1)
         zeros = torch.zeros(rows, size, dtype=dtype)
-        states = {nn.LSTMCell: (zeros, zeros), nn.GRUCell: zeros, nn.RNNCell: zeros}
-        state = states[type(cell)] if type(cell) in states else cell.zero_state(rows, dtype)
+        plain = {nn.LSTMCell: (zeros, zeros), nn.GRUCell: zeros, nn.RNNCell: zeros}
+        state = next((state for kind, state in plain.items() if isinstance(cell, kind)), None)
+        state = cell.zero_state(rows, dtype) if state is None else state
         if self.V is None:
             lengths = torch.arange(rows) % (STEPS + 1)
             return cell, feedback.sequence(torch.randn(STEPS, rows, size, dtype=dtype), lengths, state)
@@ -73,6 +78,7 @@ class Configuration:
         return cell, feedback.sample(embedding, project, 0, 1, state, STEPS, top_k=40 if self.picks == "top 40" else None, seed=0)
 
 
+_BYTES = {"int8": torch.int8, "float8": torch.float8_e4m3fn}
 _CELLS: dict[str, Any] = {
     "lstm": nn.LSTMCell,
     "gru": nn.GRUCell,
@@ -127,6 +133,9 @@ def shipped() -> Iterator[Configuration]:
             yield from (Configuration(cell, size, rows) for rows in (1, 8, 64))
     for size, words in ((512, 8000), (1024, 8000)):
         yield from (Configuration("2 layer lstm", size, rows, V=words) for rows in (1, 8, 64))
+    for cell in ("int8 lstm", "float8 lstm", "int8 gru"):
+        for size in (1024, 2048):
+            yield from (Configuration(cell, size, rows) for rows in (1, 16, 64))
     for picks in ("sampled", "top 40"):
         yield from (Configuration("gru", 512, rows, V=1000, picks=picks) for rows in (1, 8, 64))
     for cell in ("lstm", "gru", "gru before", "rnn"):
@@ -150,6 +159,7 @@ QUICK = [  # what continuous integration can afford: (compute capability, config
     (90, Configuration("layer norm lstm", 512, 8)),
     (90, Configuration("bahdanau gru", 256, 8)),
     (90, Configuration("gru", 512, 8, V=1000, picks="top 40")),
+    (90, Configuration("int8 lstm", 2048, 16)),
     (80, Configuration("lstm", 256, 8)),
     (100, Configuration("gru", 512, 8)),
 ]

@@ -29,6 +29,7 @@ from .tensor_array import TensorArray
 if TYPE_CHECKING:
     from .compiled import Loop, compile
     from .explanation import Explanation, explain
+    from .quantization import quantize
 
 __all__ = [
     "AttentionWrapper",
@@ -55,11 +56,18 @@ __all__ = [
     "explain",
     "fallbacks",
     "feedback",
+    "quantize",
     "random",
     "raw_rnn",
 ]
 
-_LATER = {"Loop": ".compiled", "compile": ".compiled", "Explanation": ".explanation", "explain": ".explanation"}  # a second to import
+_LATER = {
+    "Loop": ".compiled",
+    "compile": ".compiled",
+    "Explanation": ".explanation",
+    "explain": ".explanation",
+    "quantize": ".quantization",
+}  # a second to import
 
 
 def __getattr__(name: str) -> Any:

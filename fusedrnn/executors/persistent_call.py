@@ -20,6 +20,7 @@ from ..frames import Frame
 from ..kernels.device import is_recording
 from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
+from ..lowering.gpu.schedule import Tile
 from ..lowering.gpu.source import KernelSource
 from ..lowering.gpu.step import Step
 from ..lowering.gpu.types import HALVES
@@ -103,13 +104,13 @@ class Kernel:
         assert program is self.program
         return Bound(self, call, begun, tensors, seed, tokens)
 
-    def _packed_node(self, graph: Graph, plan: Plan, tile: Any) -> Node:
+    def _packed_node(self, graph: Graph, plan: Plan, tile: Tile) -> Node:
         sharing = plan.schedule.sharing
         segments = tuple((begin, sharing.block(product.width), sharing.is_whole(product.width)) for product, begin in tile.segments)
-        split = plan.precision == "hilo" and tile.dtype == torch.float32
+        split = plan.precision == "hilo" and tile.dtype == torch.float32 and tile.stored is None
         weights = [product.weight for product, _ in tile.segments]
         with graph.inserting_before(output(graph)):
-            node = graph.call_function(packed, (weights, segments, sharing.programs, tile.rows, tile.inner, tile.dtype, split))
+            node = graph.call_function(packed, (weights, segments, sharing.programs, tile.rows, tile.inner, tile.in_memory, split))
         node.meta["val"] = value(tile.segments[0][0].weight)
         return node
 

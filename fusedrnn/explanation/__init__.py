@@ -26,8 +26,9 @@ from ..optimise.going_on import going_on
 from ..optimise.graph import copied, show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
+from ..quantization import error_of
 from . import cost, text
-from .facts import Choice, Facts, Phase, Product, Refusal, Rows, Step, line_of_code
+from .facts import Choice, Facts, Phase, Product, Quantized, Refusal, Rows, Step, line_of_code
 from .kernel import kernel
 from .names import Names, Sizes, tensor_names
 from .recognise import Recognised
@@ -313,8 +314,18 @@ def _step(
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
         phases, ahead, after, found.draws, costs, kernel(program, begun.batch, begun.device, tensors),
-        list(program.plans.get("counts", ())),
+        _quantized(tensor_names, tensors), list(program.plans.get("counts", ())),
     )  # fmt: skip
+
+
+def _quantized(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[Quantized]:
+    found = []
+    for name, tensor in zip(names, tensors, strict=True):
+        error = error_of(tensor)
+        if error is not None:
+            weight = name.replace(".parametrizations.", ".").removesuffix(".0.scale")
+            found.append(Quantized(weight, str(error.dtype).removeprefix("torch."), error.largest, error.rms))
+    return found
 
 
 def _with_inputs_looked_up(moved: dict[str, list[str]], program: Program, source: LoopSource) -> dict[str, list[str]]:

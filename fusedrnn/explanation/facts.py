@@ -205,6 +205,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A weight that is stored as one byte each, with a scale for each column of its product.
+
+    Attributes:
+        largest: the greatest error, in parts of the greatest weight of its column.
+        rms: the root of the mean square of the errors, in parts of that of the weights.
+    """
+
+    weight: str
+    dtype: str
+    largest: float
+    rms: float
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The persistent kernel of a loop, as it would be laid out.
 
@@ -240,6 +255,7 @@ class Step:
         phases: None where the step cannot be lowered.
         ahead, after: products that are made for several steps at once, and those of emits that are made after the loop, for all steps.
         moved: what waits for the loop no longer, by how: "inputs", "hoisted", "folded", "sunk": a line each.
+        quantized: the weights that `fusedrnn.quantize` has made bytes of.
         counts: Python state that the step changes and nothing reads, a sentence each: it changes where loop_fn is called only.
         draws: how many places draw random numbers, all of them counter-based.
         cost: None where a size is not known.
@@ -258,6 +274,7 @@ class Step:
     draws: int
     cost: Cost | None
     kernel: Kernel | Refusal
+    quantized: list[Quantized]
     counts: list[str]
 
 

@@ -152,6 +152,13 @@ def _work(step: Step) -> Iterator[tuple[str, str]]:
             yield f"  phase {number}", "; ".join(parts + phase.others) or "nothing"
     if step.cost is not None:
         yield from _cost(step.cost)
+    yield from _labelled(
+        "bytes",
+        [
+            f"{one.weight} is {one.dtype}: off by {one.rms:.2%} rms, at most {one.largest:.2%} of its column's greatest"
+            for one in step.quantized
+        ],
+    )
     yield "", ""
     yield from _kernel(step.kernel)
 

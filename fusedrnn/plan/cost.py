@@ -62,11 +62,11 @@ def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rat
     programs = schedule.sharing.programs * groups
     products = streaming = exchange = 0.0
     for tile in schedule.tiles:
-        times = 3 if _halves(tile, split) == 2 else 1
+        times = _halves(tile, split) if tile.stored is not None else 3 if _halves(tile, split) == 2 else 1
         if tile.exchange is not None:
             windows = -(-tile.chunks // tile.window) if tile.resident else 1
             exchange += _through_l2(batch_tile * tile.inner * tile.dtype.itemsize, programs, rates) + windows * rates.latency
-        weight = tile.bytes * _halves(tile, split)
+        weight = tile.bytes * _parts(tile, split)
         products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, weight / rates.shared)
         if not tile.resident:
             streaming += _through_l2(weight, programs, rates) + rates.latency
@@ -86,12 +86,14 @@ def _rate(tile: Tile) -> float:
     return 2.0 if tile.dtype == torch.float32 else 1.0
 
 
+BYTES_IN_REGISTERS = 128 * 1024  # of weights, of a program: 128 registers a thread of 8 warps, which leaves as many for the rest
+CHUNK_IN_REGISTERS, WINDOW_IN_REGISTERS = 32, 4  # of such a weight: with more under way an LSTM of 2,048 units spills on sm_90
 IN_FLIGHT = 64 * 128 * 4  # bytes of a vector asked for at once: 64 registers a thread of 4 warps; twice that spills beside 64 wgmma
 
 
 def shared_bytes(schedule: Schedule, batch_tile: int, split: bool) -> int:
     """What a program needs of shared memory, about: resident weights, and what passes through for the largest product."""
-    resident = sum(tile.bytes * _halves(tile, split) for tile in schedule.tiles if tile.resident)
+    resident = sum(_resident(tile, split) for tile in schedule.tiles if tile.resident)
     return resident + max((_passing(tile, batch_tile, split) for tile in schedule.tiles), default=0)
 
 
@@ -99,11 +101,21 @@ def _halves(tile: Tile, split: bool) -> int:
     return 2 if split and tile.dtype == torch.float32 else 1
 
 
+def _parts(tile: Tile, split: bool) -> int:
+    """In how many parts a weight is stored."""
+    return 1 if tile.stored is not None else _halves(tile, split)
+
+
+def _resident(tile: Tile, split: bool) -> int:
+    """Bytes of a resident weight in shared memory."""
+    return 0 if tile.in_registers else tile.bytes * _parts(tile, split)
+
+
 def _passing(tile: Tile, batch_tile: int, split: bool) -> int:
     """The chunks of the vector, those of a weight that does not stay, or the results on their way to other registers."""
     of_vector = tile.chunk * batch_tile * tile.dtype.itemsize * _halves(tile, split)
     if not tile.resident:
-        of_weight = tile.rows * tile.chunk * tile.dtype.itemsize * _halves(tile, split)
+        of_weight = tile.rows * tile.chunk * tile.dtype.itemsize * _parts(tile, split)
         return max(tile.stages * (of_vector + of_weight), tile.rows * batch_tile * 4)
     return max(tile.window * of_vector, tile.rows * batch_tile * 4)
 
@@ -117,7 +129,7 @@ def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits, in_fli
     most = limits.shared_bytes - 2048
     for tile in sorted(schedule.tiles, key=lambda tile: -tile.bytes):
         for resident_tile in schedule.tiles:
-            if resident_tile.resident:
+            if resident_tile.resident and not resident_tile.in_registers:
                 resident_tile.window = min(
                     resident_tile.chunks, max(in_flight // (resident_tile.chunk * batch_tile * resident_tile.dtype.itemsize), 1)
                 )
@@ -125,10 +137,22 @@ def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits, in_fli
                     resident_tile.window = -(-resident_tile.window // 2)
         if shared_bytes(schedule, batch_tile, split) <= most:
             return True
+        if tile.stored is not None and tile.exchange is not None:
+            _to_registers(schedule, tile)
+            if shared_bytes(schedule, batch_tile, split) <= most:
+                return True
         if tile.exchange is None:
             return False  # what a program has whole it multiplies with what it has whole
         _stream(tile, batch_tile, split, most)
     return shared_bytes(schedule, batch_tile, split) <= most
+
+
+def _to_registers(schedule: Schedule, tile: Tile) -> None:
+    """Keep a weight of one byte as bytes in registers, if those suffice."""
+    held = sum(other.rows * other.inner for other in schedule.tiles if other.in_registers or other is tile)
+    if held <= BYTES_IN_REGISTERS:
+        tile.in_registers = True
+        tile.chunk, tile.window = min(tile.chunk, CHUNK_IN_REGISTERS), WINDOW_IN_REGISTERS
 
 
 def stream(schedule: Schedule, batch_tile: int, split: bool, limits: Limits) -> None:

@@ -63,7 +63,9 @@ class Plan:
         for tile in schedule.tiles:
             parts = " + ".join(f"[{product.inner}, {product.width}]" for product, _ in tile.segments)
             where = "resident" if tile.resident else "streamed"
-            lines.append(f"{tile.name}: {parts} as [{tile.rows}, {tile.inner}] {_name(tile.dtype)} a program, {tile.bytes} bytes, {where}.")
+            where += " in registers" if tile.in_registers else ""
+            of = f"[{tile.rows}, {tile.inner}] {_name(tile.in_memory)}"
+            lines.append(f"{tile.name}: {parts} as {of} a program, {tile.bytes} bytes, {where}.")
         lines += [
             f"{exchange.name}: a vector of {exchange.width} {_name(exchange.dtype)}, published behind phase {exchange.phase}."
             for exchange in schedule.exchanges

@@ -70,6 +70,8 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
                 warps = _warps(found, batch_tile)
                 if warps is None or not fit(found, batch_tile, split, limits, in_flight):
                     continue
+                if any(tile.in_registers for tile in found.tiles):
+                    warps = 8
                 kind = tuple((tile.resident, tile.window if tile.exchange is not None else 0) for tile in found.tiles)
                 if kind in seen:
                     continue

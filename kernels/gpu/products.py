@@ -3,6 +3,9 @@
 A product is ``acc[M, BB] += W[M, K] @ x^T[K, BB]``: the weight's columns stand in M, the batch tile in N. With M >= 64 that is wgmma on
 sm_90; ``x @ W`` with wide tiles spills there. K goes in chunks of KC, so that no operand is huge; tuples of tiles hold the chunks.
 
+A weight may be of one byte (ONE_BYTE); it is multiplied as OF, the vector's dtype, which holds it exactly. A resident one that fits into
+shared memory the host has converted; else it stays bytes in registers and is converted in every step.
+
 PREC says how float32 is multiplied: "ieee" (the interpreter, exact), "tf32", or "hilo": full accuracy by three tf32 products, of which the
 host has split the weight (``far`` is the distance to the low parts). Half precisions pass "tf32", which they ignore.
 """
@@ -10,14 +13,18 @@ host has split the weight (``far`` is the distance to the low parts). Half preci
 import triton
 import triton.language as tl
 
+from .quantised import converted, opaque
+
 
 @triton.jit
-def resident(w, far, m, k, K: tl.constexpr, KC: tl.constexpr, PREC: tl.constexpr):
+def resident(
+    w, far, m, k, K: tl.constexpr, KC: tl.constexpr, OF: tl.constexpr, ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr
+):
     """Rows ``m`` of ``w`` ``[.., K]`` as a tuple of tiles ``[M, KC]``. Loaded before the loop they stay in shared memory or registers."""
     ws = ()
     for j in tl.static_range(0, K // KC):
         ws = ws + (tl.load(w + m[:, None] * K + j * KC + k[None, :]),)
-    if PREC == "hilo":
+    if PREC == "hilo" and not ONE_BYTE:
         for j in tl.static_range(0, K // KC):
             ws = ws + (tl.load(w + far + m[:, None] * K + j * KC + k[None, :]),)
     return ws
@@ -53,7 +60,10 @@ def chunk(src, rows, k, j: tl.constexpr, WIDTH: tl.constexpr, KC: tl.constexpr):
 
 
 @triton.jit
-def multiply(ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WINDOW: tl.constexpr, PREC: tl.constexpr):
+def multiply(
+    ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WINDOW: tl.constexpr, OF: tl.constexpr,
+    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
     """``acc + W @ x^T`` with a resident weight and an exchanged vector, in the order of its chunks whatever the batch.
 
     WINDOW chunks are asked for at once: many hide the way to the level-2 cache, all of them may not fit into shared memory.
@@ -67,29 +77,37 @@ def multiply(ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl
                 xs = xs + (chunk(src, rows, k, begin + j, WIDTH, KC),)
         for j in tl.static_range(0, WINDOW):
             if begin + j < CHUNKS:
+                high = ws[begin + j]
+                if ONE_BYTE and high.dtype != OF:
+                    high = converted(opaque(high, ASM), OF)
                 if PREC == "hilo":
                     top = truncated(xs[j])
-                    acc = tl.dot(ws[CHUNKS + begin + j], finite(top), acc=acc, input_precision=P)
-                    acc = tl.dot(ws[begin + j], rest(xs[j]), acc=acc, input_precision=P)
-                    acc = tl.dot(ws[begin + j], top, acc=acc, input_precision=P)
+                    if not ONE_BYTE:
+                        acc = tl.dot(ws[CHUNKS + begin + j], finite(top), acc=acc, input_precision=P)
+                    acc = tl.dot(high, rest(xs[j]), acc=acc, input_precision=P)
+                    acc = tl.dot(high, top, acc=acc, input_precision=P)
                 else:
-                    acc = tl.dot(ws[begin + j], xs[j], acc=acc, input_precision=P)
+                    acc = tl.dot(high, xs[j], acc=acc, input_precision=P)
     return acc
 
 
 @triton.jit
 def streamed(
-    w, far, m, k, src, rows, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, PREC: tl.constexpr
-):
+    w, far, m, k, src, rows, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, OF: tl.constexpr,
+    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
     """`multiply` with a weight that does not fit on-chip: it comes through the level-2 cache in every step, STAGES chunks under way."""
     P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
     for j in tl.range(0, K // KC, num_stages=STAGES):
         x = tl.load(src + rows[None, :] * WIDTH + j * KC + k[:, None], mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg")
         at = w + m[:, None] * K + j * KC + k[None, :]
         high = tl.load(at)
+        if ONE_BYTE:
+            high = converted(high, OF)
         if PREC == "hilo":
             top = truncated(x)
-            acc = tl.dot(tl.load(at + far), finite(top), acc=acc, input_precision=P)
+            if not ONE_BYTE:
+                acc = tl.dot(tl.load(at + far), finite(top), acc=acc, input_precision=P)
             acc = tl.dot(high, rest(x), acc=acc, input_precision=P)
             acc = tl.dot(high, top, acc=acc, input_precision=P)
         else:
@@ -107,13 +125,17 @@ def own(x, PREC: tl.constexpr):
 
 
 @triton.jit
-def product(ws, xs, acc, PREC: tl.constexpr):
+def product(ws, xs, acc, OF: tl.constexpr, ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr):
     """`multiply` with a vector that this program holds whole (`own`): one chunk."""
     P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
+    high = ws[0]
+    if ONE_BYTE and high.dtype != OF:
+        high = converted(opaque(high, ASM), OF)
     if PREC == "hilo":
-        acc = tl.dot(ws[1], finite(xs[0]), acc=acc, input_precision=P)
-        acc = tl.dot(ws[0], xs[1], acc=acc, input_precision=P)
-    return tl.dot(ws[0], xs[0], acc=acc, input_precision=P)
+        if not ONE_BYTE:
+            acc = tl.dot(ws[1], finite(xs[0]), acc=acc, input_precision=P)
+        acc = tl.dot(high, xs[1], acc=acc, input_precision=P)
+    return tl.dot(high, xs[0], acc=acc, input_precision=P)
 
 
 @triton.jit

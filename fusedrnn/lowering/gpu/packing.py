@@ -20,13 +20,15 @@ def packed(
         split: float32 in two parts: what tf32 holds, and the rest.
 
     Returns:
-        ``[programs, rows, inner]``, split ``[2, programs, rows, inner]``.
+        ``[programs, rows, inner]``, float8 as uint8, split ``[2, programs, rows, inner]``.
     """
+    if dtype == torch.float8_e4m3fn:  # torch pads none
+        weights, dtype = [weight.detach().view(torch.uint8) for weight in weights], torch.uint8
     made = torch.zeros((programs, rows, inner), dtype=dtype, device=weights[0].device)
     for weight, (begin, block, whole) in zip(weights, segments, strict=True):
         turned = weight.detach().to(dtype).T
-        columns = block if whole else block * programs
-        turned = F.pad(turned, (0, inner - turned.shape[1], 0, columns - turned.shape[0]))
+        height = block if whole else block * programs
+        turned = F.pad(turned, (0, inner - turned.shape[1], 0, height - turned.shape[0]))
         made[:, begin : begin + block] = turned if whole else turned.reshape(programs, block, inner)
     if not split:
         return made

@@ -83,6 +83,8 @@ class Tile:
         phase: in which it is made.
         carried: the products whose results are for the next step.
         resident: it stays on-chip.
+        stored: the weight's dtype in memory, where that is one byte; else None.
+        in_registers: a resident weight of one byte stays as bytes in registers; else in shared memory, as the vector's dtype.
         window: how many chunks of the vector are read at once.
         stages: how many chunks of a weight that does not stay are under way.
     """
@@ -99,6 +101,8 @@ class Tile:
     dtype: torch.dtype
     carried: list[Node] = field(default_factory=list)
     resident: bool = True
+    stored: torch.dtype | None = None
+    in_registers: bool = False
     window: int = 1
     stages: int = 2
 
@@ -112,8 +116,14 @@ class Tile:
         return self.inner // self.chunk
 
     @property
+    def in_memory(self) -> torch.dtype:
+        """The dtype of the weight as the kernel loads it: the host has converted one that stays in shared memory."""
+        return self.dtype if self.stored is None or (self.resident and not self.in_registers) else self.stored
+
+    @property
     def bytes(self) -> int:
-        return self.rows * self.inner * self.dtype.itemsize
+        """Of the weight of a program, in memory."""
+        return self.rows * self.inner * self.in_memory.itemsize
 
 
 @dataclass
@@ -257,8 +267,8 @@ class _Scheduler:
             exchange = self.by_key.get(((leaf or published).node if leaf or published else source, dtype))  # type: ignore[union-attr]
             if self.sharing.is_whole(product.inner):
                 exchange = None
-            groups.setdefault((exchange or source, dtype), []).append(product)
-        for (key, dtype), products in groups.items():
+            groups.setdefault((exchange or source, dtype, product.stored), []).append(product)
+        for (key, dtype, _), products in groups.items():
             exchange = key if isinstance(key, Exchange) else None
             source = stripped(products[0].left, self.step)
             leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
@@ -298,7 +308,21 @@ class _Scheduler:
             chunk = min(self.chunk, inner)
             inner = -(-products[0].inner // chunk) * chunk
         name = f"w{len(self.found.tiles)}"
-        return Tile(name, exchange, left, leaf, segments, self._rows(begin), inner, chunk, phase, dtype, carried, window=inner // chunk)
+        return Tile(
+            name,
+            exchange,
+            left,
+            leaf,
+            segments,
+            self._rows(begin),
+            inner,
+            chunk,
+            phase,
+            dtype,
+            carried,
+            stored=products[0].stored,
+            window=inner // chunk,
+        )
 
 
 def needs_one_group(step: Step) -> str | None:

@@ -180,7 +180,7 @@ class _Writer(Values):
                 f"streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {at}, flat, {self._zeros(tile)}, {sizes}, "
                 f"{tile.stages}"
             )
-        lines.append(f"{z} = {text}, {self._precision(tile)})")
+        lines.append(f"{z} = {text}, {self._kind(tile)})")
         self._take_apart(tile, z, 0, tile.rows, lines, names)
 
     def _publish(self, exchange: Exchange) -> None:
@@ -264,7 +264,7 @@ class _Writer(Values):
         keys = {f"keys{place}": _KEYS[self.step.reductions[node].key] for place, node in enumerate(self.schedule.reductions)}
         before, after = self._before_loop(leaves), self._after_loop(leaves, emits)
         pointers = {name: _element(value(node).dtype) for node, name in [*self.externals.items(), *self.hoisted.items()]}
-        pointers |= {name: _element(tile.dtype) for tile, name in weights}
+        pointers |= {name: _element(tile.in_memory) for tile, name in weights}
         for entry in leaves:
             pointers[entry.initial] = pointers[entry.final] = _element(value(entry.leaf.node).dtype)
         pointers |= {name: _element(value(node).dtype) for _, node, name in emits}
@@ -318,7 +318,7 @@ class _Writer(Values):
             if tile.resident:
                 lines.append(
                     f"{tile.name} = resident({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {tile.inner}, {tile.chunk}, "
-                    f"{self._precision(tile)})"
+                    f"{self._kind(tile)})"
                 )
         lines += self.prelude
         lines += ["done = tl.load(done_in + rows, mask=live, other=1)", "lengths = tl.load(lengths_in + rows, mask=live, other=0)"]
@@ -410,7 +410,7 @@ def _element(dtype: torch.dtype) -> str:
     """Triton's name of what a pointer points to."""
     return {
         torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.bool: "u8", torch.uint8: "u8", torch.int8: "i8",
-        torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+        torch.int16: "i16", torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "u8",
     }[dtype]  # fmt: skip
 
 

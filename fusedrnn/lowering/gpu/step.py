@@ -27,6 +27,7 @@ from . import types
 from .arguments import take_arguments_apart
 from .batch import fold, take_folds_apart
 from .pointwise import TABLE
+from .quantised import bytes_of, take_scales_apart
 from .reductions import REDUCTIONS, Reduction, reduction_of
 from .rule import RULES, Unlowered
 from .rules import TRANSPARENT
@@ -67,13 +68,18 @@ class CarriedLeaf:
 
 @dataclass(frozen=True)
 class Product:
-    """``left [B, inner] @ weight [inner, width]``: a vector of this step, or of the last one where ``left`` is a carried leaf."""
+    """``left [B, inner] @ weight [inner, width]``: a vector of this step, or of the last one where ``left`` is a carried leaf.
+
+    Attributes:
+        stored: the weight's dtype in memory, where that is one byte; else None.
+    """
 
     node: Node
     left: Node
     weight: Node
     inner: int
     width: int
+    stored: torch.dtype | None = None
 
 
 @dataclass
@@ -179,6 +185,7 @@ def prepared(program: Program) -> Optimised:
         Unlowered: of `lowering.operators`.
     """
     made = optimised(program, program.batch, split=True, wide=True, fixed=True, together=True)
+    take_scales_apart(made)
     take_folds_apart(made)
     take_sorts_apart(made)
     take_arguments_apart(made)
@@ -339,7 +346,9 @@ class _Reader:
             is_weight = weight in self.found.invariant and left not in self.found.invariant
             if is_weight and inner == self.found.number(node, shape(left)[1]) != 1 and value(node).dtype.is_floating_point:
                 columns = self.found.number(node, shape(weight)[1])
-                self.found.products[node] = Product(node, left, weight, inner, columns)  # type: ignore[arg-type]
+                codes = bytes_of(weight)
+                stored = None if codes is None else value(codes).dtype
+                self.found.products[node] = Product(node, left, codes or weight, inner, columns, stored)  # type: ignore[arg-type]
         elif node.target not in RULES and node.target not in TABLE:
             raise Unlowered(node, "the persistent kernel has no rule for it")
 

@@ -307,7 +307,7 @@ class Values:
             masked = f"tl.where(live, {vector}, 0.0)" if whole else f"tl.where({inside} & live, {vector}, 0.0)"
             self.lines.append(f"{tile.name}_x = own(({masked}).to({types.MEMORY[tile.dtype]}), {self._precision(tile)})")
             z = self._fresh(f"{tile.name}_z")
-            self.lines.append(f"{z} = product({tile.name}, {tile.name}_x, {self._zeros(tile)}, {self._precision(tile)})")
+            self.lines.append(f"{z} = product({tile.name}, {tile.name}_x, {self._zeros(tile)}, {self._kind(tile)})")
             self._take_apart(tile, z, 0, tile.rows, self.lines, {})
         return self.names[node, self._own(node)]
 
@@ -320,6 +320,10 @@ class Values:
 
     def _precision(self, tile: Tile) -> str:
         return '"tf32"' if tile.dtype in types.HALVES else "PREC"
+
+    def _kind(self, tile: Tile) -> str:
+        """What the functions of `fusedrnn.kernels.gpu.products` have to know of a weight."""
+        return f"{types.MEMORY[tile.dtype]}, {tile.stored is not None}, {self._precision(tile)}, ASM"
 
     def _far(self, tile: Tile) -> int:
         return self.sharing.programs * tile.rows * tile.inner

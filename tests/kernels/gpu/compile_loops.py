@@ -19,13 +19,13 @@ def loop(w, h, counter, error, T, limit, H: tl.constexpr, M: tl.constexpr, BB: t
     m, k, rows = tl.arange(0, M), tl.arange(0, KC), tl.arange(0, BB)
     w += column * M * H
     if WHERE == "resident":
-        ws = resident(w, 0, m, k, H, KC, "tf32")
+        ws = resident(w, 0, m, k, H, KC, tl.bfloat16, False, "tf32", True)
     t = 0
     late = 0
     while (t < T) & (late == 0):
         z = tl.zeros((M, BB), tl.float32)
         if WHERE == "resident":
-            z = multiply(ws, h + t * BB * H, rows, k, z, H, H, KC, 2, "tf32")
+            z = multiply(ws, h + t * BB * H, rows, k, z, H, H, KC, 2, tl.bfloat16, False, "tf32", True)
         else:
             for i in tl.range(0, H // KC, num_stages=3):
                 hv = tl.load(h + t * BB * H + rows[None, :] * H + i * KC + k[:, None], cache_modifier=".cg")

@@ -23,9 +23,9 @@ def multiplying(
     m, k, rows = tl.arange(0, M), tl.arange(0, KC), tl.arange(0, 16)
     z = tl.zeros((M, 16), tl.float32)
     if WINDOW > 0:
-        z = multiply(resident(w, far, m, k, K, KC, PREC), x, rows, k, z, WIDTH, K, KC, WINDOW, PREC)
+        z = multiply(resident(w, far, m, k, K, KC, None, False, PREC, False), x, rows, k, z, WIDTH, K, KC, WINDOW, None, False, PREC, False)
     else:
-        z = streamed(w, far, m, k, x, rows, z, WIDTH, K, KC, 2, PREC)
+        z = streamed(w, far, m, k, x, rows, z, WIDTH, K, KC, 2, None, False, PREC, False)
     tl.store(out + m[:, None] * 16 + rows[None, :], z)
 
 
@@ -93,8 +93,8 @@ def parts(x, whole, upper, lower, PREC: tl.constexpr):
 @triton.jit
 def whole_product(w, x, out, far, K: tl.constexpr, PREC: tl.constexpr):
     m, k, rows = tl.arange(0, 32), tl.arange(0, K), tl.arange(0, 16)
-    ws = resident(w, far, m, k, K, K, PREC)
-    z = product(ws, own(tl.load(x + rows[None, :] * K + k[:, None]), PREC), tl.zeros((32, 16), tl.float32), PREC)
+    ws = resident(w, far, m, k, K, K, None, False, PREC, False)
+    z = product(ws, own(tl.load(x + rows[None, :] * K + k[:, None]), PREC), tl.zeros((32, 16), tl.float32), None, False, PREC, False)
     tl.store(out + m[:, None] * 16 + rows[None, :], z)
 
 
