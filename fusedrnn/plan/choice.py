@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -42,7 +43,7 @@ class Choice(Generic[M]):
     passed_over: tuple[str, ...]
 
 
-def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10) -> Choice[M]:
+def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10, alike: int = 3) -> Choice[M]:
     """The first plan whose kernel fits into shared memory and does not spill; where each spills, the one that spills least.
 
     The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does.
@@ -53,15 +54,18 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         shared_bytes: that one program may use.
         most: how many plans that fit are compiled, of those that keep all weights on-chip and of the others, before the least spills are
             taken; those that do not fit are not counted.
+        alike: how many of those with as many programs and rows a group: mostly these spill or do not.
 
     Raises:
         Unlowered: no plan fits.
     """
     fitting: list[tuple[int, int, M]] = []
     tried = {True: 0, False: 0}
+    tiled: Counter[tuple[bool, int, int]] = Counter()
     why: dict[int, str] = {}
     for place, plan in enumerate(plans):
-        if tried[plan.resident] == most:
+        tiling = plan.resident, plan.programs, plan.batch_tile
+        if tried[plan.resident] == most or tiled[tiling] == alike:
             continue
         measured = compiled(plan)
         if isinstance(measured, str):
@@ -71,6 +75,7 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         else:
             fitting.append((measured.spill_bytes, place, measured))
             tried[plan.resident] += 1
+            tiled[tiling] += 1
             why[place] = f"{_named(plan)}: spills {measured.spill_bytes} bytes a thread"
             if not measured.spill_bytes:
                 break

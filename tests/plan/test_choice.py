@@ -64,6 +64,19 @@ def test_where_all_that_stay_on_chip_spill_one_that_does_not_is_tried():
     assert (taken.place, compiled) == (5, 4)
 
 
+def test_few_of_those_that_are_tiled_alike_are_tried():
+    made = [SimpleNamespace(programs=8, batch_tile=64, resident=True) for _ in range(5)]
+    made += [SimpleNamespace(programs=8, batch_tile=32, resident=True)]
+    compiled = []
+
+    def compile_plan(plan):
+        compiled.append(plan)
+        return SimpleNamespace(spill_bytes=0 if plan is made[-1] else 8, shared_bytes=10)
+
+    assert chosen(made, compile_plan, LIMIT).place == 5
+    assert len(compiled) == 4
+
+
 def test_nothing_fits():
     with pytest.raises(Unlowered, match=r"no layout's kernel fits: .*needs 1001 bytes.*; .*32 rows: the compiler refuses it"):
         choice((0, LIMIT + 1), "the compiler refuses it")
