@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections import Counter
@@ -46,7 +47,7 @@ WIDE_TOLERANCE = {torch.float32: (5e-4, 2e-4)}  # a softmax of large numbers mak
 HALF = (2e-2, 2e-2)  # kernels round a half precision less often than the plain loop
 
 # Why a program may not be a kernel. Anything else is a failure.
-ACCEPTED = (r"a TensorArray that the loop writes and reads", r"rows depend on one another: all")
+ACCEPTED = (r"a TensorArray that the loop writes and reads",)
 
 
 class KernelProgram(Program):
@@ -120,10 +121,19 @@ def differences(seed: int, monkeypatch: pytest.MonkeyPatch) -> str:
     tolerance = WIDE_TOLERANCE if seed >= WIDE else TOLERANCE
     for name, got, want in (("leaf", mine, leaves), ("gradient", my_gradients, gradients)):
         for place, (a, b) in enumerate(zip(got, want, strict=True)):
+            if name == "leaf" and program.emit == "dtypes" and a.dtype == torch.int64 and a.shape == b.shape and place == 0:
+                a = b if nearly_tied(program, a, b) else a
             told = difference(a, b, HALF if program.state == "bfloat16" and a.is_floating_point() else tolerance.get(a.dtype))
             if told:
                 wrong.append(f"{name} {place}: {told}")
     return f"{program} {layout}: {'; '.join(wrong)}" if wrong else ""
+
+
+def nearly_tied(program: KernelProgram, mine: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two argmaxes of the output ``[T, B]`` are of numbers that a rounding may exchange."""
+    (out, *_), _, _ = ran(dataclasses.replace(program, emit="output"), "reference")
+    one, other = (out.gather(-1, place[:, :, None]) for place in (mine, wanted))
+    return bool(((one - other).abs() <= 1e-5 * (1 + one.abs())).all())
 
 
 @pytest.mark.parametrize("seed", [*range(16), *range(WIDE, WIDE + 16)])
@@ -132,8 +142,9 @@ def test_a_random_program(monkeypatch, seed):
     assert not told or told.startswith("["), told
 
 
-# Programs that once failed: numbers carried beside a single row; the size of a state in what is made before the loop.
-FAILED: tuple[int, ...] = (57, 104, 55, 67)
+# Programs that once failed: numbers carried beside a single row; the size of a state in what is made before the loop; two words that
+# are tied but for a rounding.
+FAILED: tuple[int, ...] = (57, 104, 55, 67, 1430)
 
 
 @pytest.mark.parametrize("seed", FAILED)
