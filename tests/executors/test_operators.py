@@ -840,7 +840,7 @@ def _numbered(chosen: Sequence[Any]) -> dict[str, Case]:
         pytest.param("stays", marks=pytest.mark.exhaustive),
     ],
 )
-@pytest.mark.parametrize("group", range(RULE_GROUPS))
+@pytest.mark.parametrize("group", [group if group % 2 else pytest.param(group, marks=pytest.mark.slow) for group in range(RULE_GROUPS)])
 def test_operators_with_a_rule(group, mode):
     check(_numbered(RULED[group * len(RULED) // RULE_GROUPS : (group + 1) * len(RULED) // RULE_GROUPS]), shaped(), known(), mode)
 

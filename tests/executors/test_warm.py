@@ -36,7 +36,16 @@ def sampling(cell, table, state):
     return loop_fn
 
 
-SLOW = ("test_new_values_and_sizes_count", "test_several_batch_sizes", "test_tokens", "test_settings_of_torch")  # emulated
+SLOW = (
+    "test_new_values_and_sizes_count",
+    "test_several_batch_sizes",
+    "test_tokens",
+    "test_settings_of_torch",
+    "test_gradients",
+    "test_draws",
+    "test_a_loop_within_a_loop",
+    "test_rows_without_steps",
+)  # emulated
 
 
 def pytest_generate_tests(metafunc):

@@ -328,7 +328,8 @@ def test_reductions_and_look_ups():
     check({f"{op}: 0": of_a_step(OTHERS[op][0]) for op in QUICK}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
 
 
-@pytest.mark.parametrize("group", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(3))
 def test_operators_with_a_rule(group):
     chosen = list(CASES)[group::3]
     check({f"{op}: {place}": case for op in chosen for place, case in enumerate(CASES[op])}, values(), known(), backends=["persistent"])
