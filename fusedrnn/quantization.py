@@ -82,9 +82,17 @@ def quantize(module: nn.Module, names: Iterable[str] | None = None, *, dtype: to
     if not chosen:
         raise ValueError(f"{type(module).__name__} has no weight to quantize: name them, as in names=['weight_hh']")
     weights = {name: _weight(module, name) for name in chosen}
+    made: dict[int, tuple[torch.Tensor, Dequantize]] = {}  # modules may share a weight, and share what it becomes
+    for weight in weights.values():
+        if weight.data_ptr() not in made:
+            made[weight.data_ptr()] = _stored(weight, dtype)
     for name, weight in weights.items():
-        holder, _, own = name.rpartition(".")
-        _store(module.get_submodule(holder), own, weight, dtype)
+        holder, own = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if own in dict(holder.named_parameters(recurse=False)) or own in dict(holder.named_buffers(recurse=False)):
+            codes, dequantize = made[weight.data_ptr()]
+            delattr(holder, own)
+            holder.register_buffer(own, codes)
+            parametrize.register_parametrization(holder, own, dequantize, unsafe=True)
     return module
 
 
@@ -94,14 +102,14 @@ def error_of(scale: torch.Tensor) -> Error | None:
 
 
 def _matrices(module: nn.Module) -> Iterable[str]:
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         holder = module.get_submodule(name.rpartition(".")[0])
         if parameter.ndim == 2 and not isinstance(holder, nn.Embedding) and name.rpartition(".")[2].startswith("weight"):
             yield name
 
 
 def _weight(module: nn.Module, name: str) -> torch.Tensor:
-    known = dict([*module.named_parameters(), *module.named_buffers()])
+    known = dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
     weight = known.get(name)
     if weight is None or weight.ndim != 2 or not weight.is_floating_point():
         what = "is not there" if weight is None else f"is {weight.dtype} {list(weight.shape)}"
@@ -113,15 +121,15 @@ def _weight(module: nn.Module, name: str) -> torch.Tensor:
     return weight.detach()
 
 
-def _store(holder: nn.Module, name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
-    greatest = weight.float().abs().amax(1, keepdim=True)
-    scale = torch.where(greatest > 0, greatest / _GREATEST[dtype], 1.0).to(weight.dtype)
-    exact = weight.float() / scale.float()
-    made = exact.round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else exact.clamp(-448, 448).to(dtype)
-    lost = made.float() * scale.float() - weight.float()
-    whole = weight.float().square().mean().sqrt().item()
-    largest = (lost.abs() / greatest.clamp(min=torch.finfo(torch.float32).tiny)).amax().item()
-    error = Error(dtype, largest, lost.square().mean().sqrt().item() / whole if whole else 0.0)
-    delattr(holder, name)
-    holder.register_buffer(name, made)
-    parametrize.register_parametrization(holder, name, Dequantize(scale, error), unsafe=True)
+def _stored(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Dequantize]:
+    """The bytes of a weight, and what makes it of them."""
+    wide = weight.double()
+    greatest = wide.abs().amax(1, keepdim=True)
+    least = torch.finfo(weight.dtype).tiny  # a scale of zero would leave nothing
+    scale = torch.where(greatest > 0, greatest / _GREATEST[dtype], 1.0).clamp(min=least).to(weight.dtype)
+    exact = wide / scale.double()
+    codes = exact.round().clamp(-127, 127).to(torch.int8) if dtype == torch.int8 else exact.clamp(-448, 448).float().to(dtype)
+    lost = codes.double() * scale.double() - wide
+    whole = wide.square().mean().sqrt().item()
+    largest = torch.where(greatest > 0, lost.abs() / greatest, 0.0).amax().item()
+    return codes, Dequantize(scale, Error(dtype, largest, lost.square().mean().sqrt().item() / whole if whole else 0.0))

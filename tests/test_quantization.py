@@ -90,3 +90,28 @@ def test_nothing_is_stored_where_one_weight_is_refused():
     with pytest.raises(ValueError, match="'weight_hh' holds what is not finite"):
         fusedrnn.quantize(made)
     assert set(dict(made.named_parameters())) >= {"weight_ih", "weight_hh"}
+
+
+def test_modules_that_share_a_weight_share_its_bytes():
+    one, other = frozen(nn.Linear(4, 3)), frozen(nn.Linear(4, 3))
+    other.weight = one.weight
+    fusedrnn.quantize(nn.ModuleList([one, other, one]))
+    assert torch.equal(one.weight, other.weight)
+    assert one.parametrizations.weight.original is other.parametrizations.weight.original
+    assert one.parametrizations.weight.original.dtype == torch.int8
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("of", "size"), [(torch.float16, 1e-5), (torch.float16, 6e-8), (torch.float64, 1e60), (torch.float64, 1e-60)], ids=str
+)
+def test_weights_of_any_size(of, size, dtype):
+    linear = frozen(nn.Linear(4, 3)).to(of)
+    linear.weight[1] = torch.tensor([0, 1.0, -1.0, 0.5], dtype=torch.float64).mul(size).to(of)
+    before = linear.weight.double().clone()
+    fusedrnn.quantize(linear, dtype=dtype)
+    error = error_of(linear.parametrizations.weight[0].scale)
+    assert linear.weight.isfinite().all()
+    lost = ((linear.weight.double() - before).abs() / before.abs().amax(1, keepdim=True)).amax()
+    assert lost <= 1
+    assert abs(error.largest - lost) <= 1e-3

@@ -227,12 +227,12 @@ class Bound:
     def result(self, call: Call, emit_port: Port) -> Result | None:
         """What the loop returns; None where it fails, takes no step or is not launched, which the slower way explains. On a GPU it may
         still be running."""
-        if self.begun.device.type != "cpu":
-            try:
+        try:
+            if self.begun.device.type != "cpu":
                 return self.launch().result(call, Frame(0), emit_port)
-            except launch.Refused:
-                return None
-        ended = self.run()
+            ended = self.run()
+        except launch.Refused:
+            return None
         return None if ended is None or not ended.steps else of_end(call, self.begun, emit_port, ended, "persistent")
 
     def run(self, steps: int | None = None) -> End | None:

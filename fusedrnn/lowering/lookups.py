@@ -131,7 +131,7 @@ def _index_put(self: Lowering) -> Value:
     pointer = self.block.space(self.dims, self.dtype)
     self.block.fill(pointer, self.dims, self.dtype, operand.load)
     given = {place: index for place, index in enumerate(indices) if index is not None}
-    if any(value(index).dtype == torch.bool for index in given.values()):
+    if any(value(index).dtype in (torch.bool, torch.uint8) for index in given.values()):
         raise Unlowered(self.node, "a mask with a value for each place in it")
     picked = {place: checked(self, index, sizes[place]) for place, index in given.items() if rows is None or place != rows.dim}
     broadcast = _broadcast([index.dims for index in picked.values()])

@@ -87,7 +87,7 @@ def launch(
 
 def _is_refusal(error: Exception) -> bool:
     """Whether it is a launch that did not fit, which leaves the device as it was: Triton tells that by its text, or its name."""
-    return type(error).__name__ == "OutOfResources" or any(sign in str(error) for sign in ("cooperative launch", "out of resources"))
+    return type(error).__name__ == "OutOfResources" or any(sign in str(error) for sign in ("cooperative launch", "resources"))
 
 
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:

@@ -151,3 +151,26 @@ def test_an_integer_divided_by_zero_is_an_error(divide):
     for backend in ("reference", "stepwise", "native"):
         with torch.no_grad(), pytest.raises(RuntimeError, match="ZeroDivisionError"):
             fusedrnn.raw_rnn(torch.nn.GRUCell(3, 3), loop_fn, backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+def test_a_mask_of_uint8_is_a_mask():
+    mask = torch.tensor([1, 0, 1, 0, 1, 0, 0, 0], dtype=torch.uint8)
+    assert len(mask) >= WIDTH
+
+    def assigned(x, index, value):
+        x = x.clone()
+        x[index] = value
+        return x
+
+    x, values = torch.randn(3, 2, WIDTH), torch.arange(float(mask[:WIDTH].sum()))
+
+    def loop_fn(time, output, state, loop_state):
+        state = x[0] if output is None else assigned(state, (slice(None), mask[:WIDTH]), values)
+        return time >= 3, x[time], state, output, None
+
+    cell = torch.nn.RNNCell(WIDTH, WIDTH).to(x.dtype).requires_grad_(False)
+    with pytest.raises(fusedrnn.PlanError, match="a mask with a value for each place in it"):
+        fusedrnn.raw_rnn(cell, loop_fn, backend="native")
+    want, got = (fusedrnn.raw_rnn(cell, loop_fn, backend=backend).final_state for backend in ("reference", "auto"))
+    torch.testing.assert_close(got, want)

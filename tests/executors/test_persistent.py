@@ -195,6 +195,29 @@ def rounded(kind, dtype):
     return cell, loop_fn
 
 
+def test_a_table_that_is_carried():
+    """It is what it is now, not what it was before the loop."""
+    x, start = torch.randn(T, 3, D), torch.randn(3, H)
+
+    def loop_fn(time, output, state, table):
+        if output is None:
+            return time >= T, x[time], start, None, torch.randn(2, H // 2, generator=torch.Generator().manual_seed(3))
+        state = state * 0.5 + nn.functional.embedding(state.argmax(1) % 2, table).repeat(1, 2)
+        return time >= T, x[time], state, output, table * 1.1
+
+    both((cell_of("rnn").requires_grad_(False), loop_fn))
+
+
+def test_a_sum_converts_before_it_adds():
+    x, start = torch.randn(T, 3, D), torch.randn(3, H)
+
+    def loop_fn(time, output, state, loop_state):
+        state = start if output is None else state * 0.5 + 0.1 * (state * 3).sum(1, keepdim=True, dtype=torch.int32)
+        return time >= T, x[time], state, output, None
+
+    both((cell_of("rnn").requires_grad_(False), loop_fn))
+
+
 def test_autocast():
     loop = reading("gru")
     with torch.autocast("cpu", dtype=torch.bfloat16):

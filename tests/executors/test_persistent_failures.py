@@ -201,6 +201,7 @@ def test_a_launch_that_the_driver_refuses(monkeypatch):
     ("name", "text", "refused"),
     [
         ("RuntimeError", "Triton Error [CUDA]: too many blocks in cooperative launch", True),
+        ("RuntimeError", "Triton Error [CUDA]: too many resources requested for launch", True),
         ("OutOfResources", "out of resource: shared memory, Required: 300000, Hardware limit: 232448", True),
         ("RuntimeError", "Triton Error [CUDA]: an illegal memory access was encountered", False),
     ],

@@ -38,10 +38,13 @@ def take_folds_apart(made: Optimised) -> None:
         others = [dim for dim in reduction.dims if dim != rows.dim]
         with graph.inserting_before(node):
             of_rows = source
-            if others:
-                of_rows = call(graph, _ROW_BY_ROW[reduction.kind], source, others, True, like=node)
+            if reduction.adds and value(source).dtype != value(node).dtype:  # torch converts what it adds
+                of_rows = call(graph, aten._to_copy.default, source, dtype=value(node).dtype, like=node)
                 locality.rows[of_rows] = rows
-            if value(of_rows).dtype != value(node).dtype:
+            if others:
+                of_rows = call(graph, _ROW_BY_ROW[reduction.kind], of_rows, others, True, like=node)
+                locality.rows[of_rows] = rows
+            if value(of_rows).dtype != value(node).dtype:  # any and all of numbers
                 of_rows = call(graph, aten._to_copy.default, of_rows, dtype=value(node).dtype, like=node)
                 locality.rows[of_rows] = rows
             new = call(graph, fold, of_rows, rows.dim, reduction.kind, like=node)

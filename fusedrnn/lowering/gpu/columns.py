@@ -98,8 +98,9 @@ def interval(at: Any, width: int) -> tuple[int, int] | None:
         parts = [interval(part, width) for part in at.args]
         known = [part for part in parts if part is not None]
         return (sum(low for low, _ in known), sum(high for _, high in known)) if len(known) == len(parts) else None
-    if at.func == Remainder:
-        return 0, int(at.args[1]) - 1
+    if at.func == Remainder:  # it has the sign of what is divided
+        reach, most = interval(at.args[0], width), int(at.args[1]) - 1
+        return (0 if reach is not None and reach[0] >= 0 else -most), most
     if at.func == Quotient:
         reach, by = interval(at.args[0], width), int(at.args[1])
         return None if reach is None else (reach[0] // by, reach[1] // by)

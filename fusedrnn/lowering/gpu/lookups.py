@@ -40,7 +40,7 @@ def _embedding(self: Lowering) -> str:
     mine, of_index = self.index, len(self.writer.dims(index))
     at, size = self.at(index, mine[:of_index]), self.writer.size(table, 0)
     self.writer.fault(f"({at} < 0) | ({at} >= {size})", self.columns if of_index else None)
-    return self.writer.load(table, [_bounded(at, size), *mine[of_index:]], self.tile, by_row=True)
+    return _element(self, table, [_bounded(at, size), *mine[of_index:]])
 
 
 @rule(ops.within)
@@ -76,7 +76,7 @@ def _indexed(self: Lowering, x: Any, given: list[Any]) -> str:
     """``x[given]``: an index, or None for all, of each of torch's dimensions; those that are missing are whole."""
     writer, rows = self.writer, self.writer.rows(x)
     given = given + [None] * (value(x).ndim - len(given))
-    if any(index is not None and value(index).dtype == torch.bool for index in given):
+    if any(index is not None and value(index).dtype in (torch.bool, torch.uint8) for index in given):
         raise Unlowered(self.node, "a mask as an index")
     if rows is not None and (rows.inner != 1 or not (given[rows.dim] is None or writer.is_row_ids(given[rows.dim]))):
         raise Unlowered(self.node, "a row that looks into another")
@@ -173,7 +173,7 @@ def _index_put(self: Lowering) -> str:
     x, indices, new = self.node.args[:3]
     writer, rows, dtype = self.writer, self.writer.rows(x), self.dtype
     given = {dim: index for dim, index in enumerate(indices) if index is not None}
-    if any(value(index).dtype == torch.bool for index in given.values()):
+    if any(value(index).dtype in (torch.bool, torch.uint8) for index in given.values()):
         raise Unlowered(self.node, "a mask with a value for each place in it")
     if rows is not None and (rows.inner != 1 or (rows.dim in given and not writer.is_row_ids(given[rows.dim]))):
         raise Unlowered(self.node, "a row that writes into another")

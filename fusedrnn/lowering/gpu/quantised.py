@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ...optimise.graph import aten, call, replace, value
+from ...capture.program import INVARIANT
+from ...optimise.graph import aten, call, made_of, replace, value
 from ..pipeline import Optimised
 
 BYTES = (torch.int8, torch.float8_e4m3fn)
@@ -21,7 +22,7 @@ _TURNS = (aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.permute
 
 def bytes_of(weight: Any) -> Node | None:
     """The bytes that a weight is a conversion of; None of any other."""
-    if isinstance(weight, Node) and weight.target in _CONVERSIONS:
+    if isinstance(weight, Node) and weight.target in _CONVERSIONS and value(weight).dtype.is_floating_point:
         source = weight.args[0]
         if isinstance(source, Node) and value(source).dtype in BYTES:
             return source
@@ -29,10 +30,11 @@ def bytes_of(weight: Any) -> Node | None:
 
 
 def take_scales_apart(made: Optimised) -> None:
-    """Multiply with the scales behind the products."""
+    """Multiply with the scales behind the products that a kernel makes: it sums in float32, in which codes times a half precision fit."""
     graph = made.module.graph
+    before = made_of(graph, made.program.sources, {*INVARIANT, "time"})
     for node in list(graph.nodes):
-        if node.target is not aten.mm.default:
+        if node.target is not aten.mm.default or node.args[0] in before:
             continue
         left, weight = node.args
         with graph.inserting_before(node):
@@ -56,7 +58,8 @@ def _apart(graph: Graph, node: Any) -> tuple[Node, Node] | None:
     if node.target is aten.mul.Tensor:
         for codes, scale in (node.args, reversed(node.args)):
             source = bytes_of(codes)
-            if source is not None and isinstance(scale, Node) and value(scale).ndim == 2 and value(source).ndim == 2:
+            whole = source is not None and value(source).shape == value(node).shape
+            if source is not None and whole and isinstance(scale, Node) and value(scale).ndim == 2:
                 return source, scale
         return None
     if node.target in _SAME:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ...optimise.graph import aten, value
+from ...optimise.graph import aten, call, value
+from ..pipeline import Optimised
 from . import types
 from .columns import taken_apart
 from .rule import Lowering, Unlowered, rule
@@ -124,6 +125,21 @@ def reduction_of(node: Node) -> Reduction | None:
     if kind in ("argmax", "argmin") and not value(source).dtype.is_floating_point:  # `arguments` takes the others apart
         raise Unlowered(node, f"an {kind} of integers over a size that may differ from call to call")
     return Reduction(kind, source, tuple(sorted(dim % rank for dim in dims if rank)))
+
+
+def take_conversions_apart(made: Optimised) -> None:
+    """Let what ``sum`` and ``mean`` add be of the dtype of their result, as torch converts it before it adds."""
+    graph = made.module.graph
+    for node in list(graph.nodes):
+        if _KIND.get(node.target) not in ("sum", "mean") or "dtype" not in node.kwargs:
+            continue
+        source: Any = node.args[0]
+        if value(source).dtype != value(node).dtype:
+            with graph.inserting_before(node):
+                converted = call(graph, aten._to_copy.default, source, dtype=value(node).dtype, like=node)
+            if made.locality is not None:
+                made.locality.rows[converted] = made.locality.of(source)
+            node.replace_input_with(source, converted)
 
 
 @rule(*_KIND, operator.getitem)

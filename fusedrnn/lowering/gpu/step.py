@@ -28,7 +28,7 @@ from .arguments import take_arguments_apart
 from .batch import fold, take_folds_apart
 from .pointwise import TABLE
 from .quantised import bytes_of, take_scales_apart
-from .reductions import REDUCTIONS, Reduction, reduction_of
+from .reductions import REDUCTIONS, Reduction, reduction_of, take_conversions_apart
 from .rule import RULES, Unlowered
 from .rules import TRANSPARENT
 from .sorting import rank, ranked, ranked_place, take_sorts_apart
@@ -185,6 +185,7 @@ def prepared(program: Program) -> Optimised:
         Unlowered: of `lowering.operators`.
     """
     made = optimised(program, program.batch, split=True, wide=True, fixed=True, together=True)
+    take_conversions_apart(made)
     take_scales_apart(made)
     take_folds_apart(made)
     take_sorts_apart(made)

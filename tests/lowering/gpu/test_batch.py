@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fusedrnn
@@ -30,6 +31,9 @@ CHANGES = {
     "greatest and least": lambda h: h.clamp(max=h.amax(0) * 0.9) - h.amin(0, keepdim=True),
     "of columns too": lambda h: h / (1 + h.abs().max()) + h.mean((0, 1)) + h.sum() * 0.1,
     "any and all": lambda h: torch.where((h > 0.3).any(0), h, -h) + (h > -0.2).all(0) + ((h > 0.9).any() | (h < 0.8).all()),
+    "converted before": lambda h: h * 0.5 + (h * 9).sum((0, 1), dtype=torch.int64) * 0.02 + (h > 0).mean((0, 1), dtype=torch.float32),
+    "a window of it": lambda h: h * 0.3 + F.pad(h[:, :5].mean(0), (3, 4)) + torch.cat([torch.zeros(7), h[:, :5].mean(0)]),
+    "a row's table": lambda h: h * 0.5 + F.embedding(h.argmax(1) % 2, h.mean(0).view(2, 6)).repeat(1, 2),
     "integers": lambda h: h + ((h * 9).long().amax(0) - (h * 7).int().amin(0)) * 0.05 + (h > 0).sum(0) * 0.1,
     "a product of it": lambda h: torch.tanh(h + (h.mean(0, keepdim=True) @ WEIGHT)),
     "a product of it by every row": lambda h: torch.tanh((h - h.mean(0)) @ WEIGHT),

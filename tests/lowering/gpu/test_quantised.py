@@ -107,6 +107,55 @@ def test_a_scale_of_each_row_of_the_vector_stays_where_it_is():
     assert_same(fusedrnn.raw_rnn(Cell(), loop_fn, backend="persistent"), fusedrnn.raw_rnn(Cell(), loop_fn, backend="reference"))
 
 
+CODES = torch.randint(-9, 9, (H, H), dtype=torch.int8, generator=torch.Generator().manual_seed(7))
+SCALE = torch.rand(H, 1, generator=torch.Generator().manual_seed(8)) * 0.02
+OTHERWISE = {
+    "as bools": lambda h: h @ (CODES.to(torch.bool) * SCALE).T * 0.1,
+    "as unsigned": lambda h: h @ (CODES.to(torch.uint8) * SCALE).T * 0.01,
+    "codes that broadcast": lambda h: torch.cat([h @ (CODES[:1].float() * SCALE)[:5].T, h @ (CODES[:1].float() * SCALE)[5:].T], 1),
+    "pieces": lambda h: torch.cat([h @ (CODES.float() * SCALE)[:5].T, h @ (CODES.float() * SCALE)[5:].T], 1),
+    "turned": lambda h: h @ (CODES.float() * SCALE.T),
+    "one scale": lambda h: h @ (CODES.float() * SCALE[:1]).T,
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_other_uses_of_bytes(name):
+    x, start = torch.randn(T, 3, H), torch.zeros(3, H)
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            new = torch.tanh(inputs + OTHERWISE[name](state))
+            return new, new
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= T, x[time], start if output is None else state, output, None
+
+    assert_same(fusedrnn.raw_rnn(Cell(), loop_fn, backend="persistent"), fusedrnn.raw_rnn(Cell(), loop_fn, backend="reference"))
+
+
+def test_what_is_made_before_the_loop_keeps_its_scales_inside():
+    """Codes times inputs are too large for float16, which torch's own products there are rounded to."""
+    torch.manual_seed(1)
+    project = fusedrnn.quantize(nn.Linear(512, 8).requires_grad_(False).half(), dtype=torch.float8_e4m3fn)
+    x, start = (torch.randn(T, 3, 512) * 10).half(), torch.zeros(3, 8).half()
+
+    class Cell:
+        output_size = state_size = 8
+
+        def __call__(self, inputs, state):
+            new = 0.5 * state + 0.01 * project(inputs).relu()
+            return new, new
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= T, x[time], start if output is None else state, output, None
+
+    found = fusedrnn.raw_rnn(Cell(), loop_fn, backend="persistent")
+    assert_same(found, fusedrnn.raw_rnn(Cell(), loop_fn, backend="reference"), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("arch", [90, 100])
 def test_a_large_weight_may_stay_on_chip_as_bytes(arch):
     """64 rows of 2,048 bytes for each of 128 programs, which as bfloat16 do not fit into their shared memory."""
