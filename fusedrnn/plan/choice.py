@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -24,6 +23,7 @@ class Measured(Protocol):
 
 
 M = TypeVar("M", bound=Measured)
+_MUCH = 256  # bytes a thread
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Choice(Generic[M]):
     passed_over: tuple[str, ...]
 
 
-def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 10, alike: int = 3) -> Choice[M]:
+def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_bytes: int, *, most: int = 16) -> Choice[M]:
     """The first plan whose kernel fits into shared memory and does not spill; where each spills, the one that spills least.
 
-    The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does.
+    The model knows neither registers nor what the compiler needs of shared memory on the way: only a compiled kernel does. Plans with as
+    many programs and rows a group differ in how much of a vector is under way: where one spills much, only the last of them, with the least
+    under way, is worth another try.
 
     Args:
         plans: the best by the model first.
@@ -54,18 +56,18 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         shared_bytes: that one program may use.
         most: how many plans that fit are compiled, of those that keep all weights on-chip and of the others, before the least spills are
             taken; those that do not fit are not counted.
-        alike: how many of those with as many programs and rows a group: mostly these spill or do not.
 
     Raises:
         Unlowered: no plan fits.
     """
     fitting: list[tuple[int, int, M]] = []
     tried = {True: 0, False: 0}
-    tiled: Counter[tuple[bool, int, int]] = Counter()
+    last = {_tiling(plan): place for place, plan in enumerate(plans)}
+    heavy: set[tuple[bool, int, int]] = set()
     why: dict[int, str] = {}
     for place, plan in enumerate(plans):
-        tiling = plan.resident, plan.programs, plan.batch_tile
-        if tried[plan.resident] == most or tiled[tiling] == alike:
+        tiling = _tiling(plan)
+        if tried[plan.resident] == most or (tiling in heavy and place != last[tiling]):
             continue
         measured = compiled(plan)
         if isinstance(measured, str):
@@ -75,7 +77,8 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         else:
             fitting.append((measured.spill_bytes, place, measured))
             tried[plan.resident] += 1
-            tiled[tiling] += 1
+            if measured.spill_bytes > _MUCH:
+                heavy.add(tiling)
             why[place] = f"{_named(plan)}: spills {measured.spill_bytes} bytes a thread"
             if not measured.spill_bytes:
                 break
@@ -83,6 +86,10 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
         raise Unlowered(None, f"no layout's kernel fits: {'; '.join(why.values()) or 'there is none'}")
     _, place, measured = min(fitting, key=lambda found: found[:2])
     return Choice(plans[place], measured, place, tuple(reason for at, reason in why.items() if at != place))
+
+
+def _tiling(plan: Plan) -> tuple[bool, int, int]:
+    return plan.resident, plan.programs, plan.batch_tile
 
 
 def _named(plan: Plan) -> str:

@@ -64,17 +64,17 @@ def test_where_all_that_stay_on_chip_spill_one_that_does_not_is_tried():
     assert (taken.place, compiled) == (5, 4)
 
 
-def test_few_of_those_that_are_tiled_alike_are_tried():
-    made = [SimpleNamespace(programs=8, batch_tile=64, resident=True) for _ in range(5)]
-    made += [SimpleNamespace(programs=8, batch_tile=32, resident=True)]
+@pytest.mark.parametrize(("spills", "tried"), [((300, 200, 100, 0), [0, 3]), ((200, 100, 50, 0), [0, 1, 2, 3])])
+def test_where_one_spills_much_only_the_last_that_is_tiled_alike_is_tried(spills, tried):
+    made = [SimpleNamespace(programs=8, batch_tile=64, resident=True, place=place) for place in range(4)]
     compiled = []
 
     def compile_plan(plan):
-        compiled.append(plan)
-        return SimpleNamespace(spill_bytes=0 if plan is made[-1] else 8, shared_bytes=10)
+        compiled.append(plan.place)
+        return SimpleNamespace(spill_bytes=spills[plan.place], shared_bytes=10)
 
-    assert chosen(made, compile_plan, LIMIT).place == 5
-    assert len(compiled) == 4
+    assert chosen(made, compile_plan, LIMIT).place == 3
+    assert compiled == tried
 
 
 def test_nothing_fits():
