@@ -18,7 +18,8 @@ class Source(NamedTuple):
     Attributes:
         kind: "time" (0-d int32, of the loop_fn call), "finished" (``[B]`` bool, before the step), "inputs", "state", "loop_state" (a leaf
             of that tree), "state array", "loop_state array" (the elements of a TensorArray leaf, stacked), "seed" (0-d int64, of the
-            loop) or "tensor" (closed over). `fusedrnn.optimise.hoist` adds "initial inputs", "token" and "initial token".
+            loop) or "tensor" (closed over). `fusedrnn.optimise.hoist` adds "initial inputs", "token" and "initial token",
+            `fusedrnn.optimise.wavefront` "last", "over", "ended" and "delayed".
         place: of the leaf in its tree, or of the tensor among the closed-over ones.
     """
 
@@ -26,7 +27,7 @@ class Source(NamedTuple):
     place: int = 0
 
 
-INVARIANT = ("tensor", "seed", "initial inputs", "initial token")  # kinds of sources that are the same at every step
+INVARIANT = ("tensor", "seed", "initial inputs", "initial token", "last")  # kinds of sources that are the same at every step
 
 
 class Target(NamedTuple):

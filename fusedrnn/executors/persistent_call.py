@@ -26,6 +26,7 @@ from ..lowering.gpu.step import Step
 from ..lowering.gpu.types import HALVES
 from ..optimise.bounds import bounds
 from ..optimise.graph import output, outputs, value
+from ..optimise.wavefront import Wavefront
 from ..plan.plan import Plan
 from ..result import Result
 from . import reference
@@ -79,9 +80,10 @@ class Kernel:
         self.sizes = {name: self.size(sympy.Symbol(name)) for name in source.symbols}
         self.tables = {place: self.size(size) for place, size in step.made.moved.tables.items()}
         self.bounds = [self.size(bound) for bound in bounds(program)]
+        self.front = step.made.wavefront or Wavefront(0, {})
+        self.delayed = [([self.size(size) for size in sizes], dtype) for sizes, dtype in self.front.delayed]
         self.emits = [
-            ((target.kind, target.place), name, [self.size(size) for size in value(node).shape], value(node).dtype)
-            for target, node, name in source.emits
+            (target, name, [self.size(size) for size in value(node).shape], value(node).dtype) for target, node, name in source.emits
         ]
         self.made_after = [
             ([self.size(size) for size in value(node).shape], value(node).dtype)
@@ -206,8 +208,11 @@ class Bound:
         for place, size in kernel.tables.items():  # else what stands for the first inputs: the rows behind the table
             rows = size(self.symbols)
             first[place] = tokens[place] if place in tokens else torch.arange(rows, rows + begun.batch, device=device)
+        lag = kernel.front.lag
         self.leaves: dict[str, Any] = {
             "inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or [], "token": first,
+            "over": [begun.finished, *[torch.ones_like(begun.finished)] * lag], "ended": [begun.finished],
+            "delayed": [torch.zeros([of(self.symbols) for of in sizes], dtype=dtype, device=device) for sizes, dtype in kernel.delayed],
         }  # fmt: skip
         given = {Source("initial inputs", place): leaf.detach() for place, leaf in enumerate(begun.inputs) if place not in tokens}
         given |= {Source("initial token", place): leaf for place, leaf in first.items()}
@@ -215,14 +220,17 @@ class Bound:
         given |= {Source(kind, place): leaf for kind, leaves in self.leaves.items() if kind != "token" for place, leaf in enumerate(leaves)}
         if seed is not None:
             given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
+        self.limit = ENDLESS if call.max_steps is None else call.max_steps
+        bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
+        self.bound = min(bound + lag, ENDLESS)  # iterations: the last layer is that many steps behind the first
+        if lag:
+            given[Source("last")] = torch.tensor(bound, dtype=torch.int32, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
         found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given, anew=is_recording(device))
         self.copies = not all(tensor.is_contiguous() and tensor.device == device for _, tensor in found)
         # A number may stand on the CPU, as torch allows it everywhere.
         self.before = {kernel.names[entry]: tensor.detach().to(device).contiguous() for entry, tensor in found}
         self.after = After(kernel.plan.schedule.step.made.sunk, tensors)
-        self.limit = ENDLESS if call.max_steps is None else call.max_steps
-        self.bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
 
     def result(self, call: Call, emit_port: Port) -> Result | None:
         """What the loop returns; None where it fails, takes no step or is not launched, which the slower way explains. On a GPU it may
@@ -289,6 +297,9 @@ class Bound:
                     break
             steps = min(2 * steps, self._most_steps())
         carried = [leaf.to(value(entry.leaf.node).dtype) for entry, leaf in zip(kernel.source.leaves, carried, strict=True)]
+        if kernel.front.lag:
+            lengths = (lengths - kernel.front.lag).clamp_(min=0)
+            done = next(leaf for entry, leaf in zip(kernel.source.leaves, carried, strict=True) if entry.leaf.source.kind == "ended")
         return Launched(self, pieces, carried, done, lengths, error)
 
     def _made_before(self, begin: int, steps: int) -> dict[str, torch.Tensor]:
@@ -418,12 +429,14 @@ class Launched:
         """Put the emits together, and make what comes after the loop; of that many steps, if that is known."""
         if self._emits:
             return
-        for place, ((kind, target), _, _, _) in enumerate(self.bound.kernel.emits):
+        late = self.bound.kernel.front.emits
+        for place, (target, _, _, _) in enumerate(self.bound.kernel.emits):
             parts = [piece[place] for piece in self._pieces]
-            whole = (parts[0] if len(parts) == 1 else torch.cat(parts))[:steps]
-            if kind == "stored":
-                kind, whole = "emit", self.bound.after.emit(target, whole, self.lengths)
-            self._emits[kind, target] = whole
+            whole = (parts[0] if len(parts) == 1 else torch.cat(parts))[late.get(target, 0) :][:steps]
+            if target.kind == "stored":
+                self._emits["emit", target.place] = self.bound.after.emit(target.place, whole, self.lengths)
+            else:
+                self._emits[target.kind, target.place] = whole
         self._pieces.clear()
 
     def _end(self, steps: int) -> End:

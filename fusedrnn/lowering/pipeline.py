@@ -18,6 +18,7 @@ from ..optimise.hoist import Moved, hoist
 from ..optimise.locality import Locality, Mixes, shape
 from ..optimise.simplify import assume_none_finished, simplify
 from ..optimise.sink import Sunk, sink
+from ..optimise.wavefront import Wavefront, wavefront
 from .decompose import decomposed
 
 _MOST_TRIALS = 64
@@ -34,6 +35,7 @@ class Optimised:
         mixes: what mixes them.
         retires: nothing can be seen of what a finished row would do: the masks are gone from the graph.
         moved, sunk: what `hoist` and `sink` did.
+        wavefront: how far the layers of the step are spread over steps; None where they are at one.
     """
 
     program: Program
@@ -43,6 +45,7 @@ class Optimised:
     retires: bool
     moved: Moved
     sunk: Sunk
+    wavefront: Wavefront | None = None
 
 
 def optimised(
@@ -79,6 +82,19 @@ def optimised(
         drop_masks(program, module.graph)
     assert locality is not None or not retires
     return Optimised(program, module, locality, mixes, retires, moved, sunk)
+
+
+def spread(made: Optimised, batch: Any) -> Optimised | None:
+    """The step with its layers along the diagonal (`wavefront`), its rows told apart as in the step that it is made of; None where it has
+    to stay together."""
+    found = wavefront(made.program, made.module) if made.retires or batch == 1 else None
+    if found is None:
+        return None
+    program, module, front = found
+    locality, mixes = located(program, module.graph, batch, fixed=True)
+    if (locality is None) != (made.locality is None):
+        return None
+    return replace(made, program=program, module=module, locality=locality, mixes=mixes, wavefront=front)
 
 
 def _invariant(program: Program, graph: Graph) -> set[Node]:

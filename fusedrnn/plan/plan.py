@@ -60,6 +60,9 @@ class Plan:
             f"({self.options.warps} warps, {self.device}).",
             f"{schedule.phases} phases and {len(schedule.barriers)} barriers a step.",
         ]
+        front = schedule.step.made.wavefront
+        if front is not None:
+            lines.append(f"Layers along the diagonal: the last is {front.lag} step{'s' * (front.lag > 1)} behind the first.")
         for tile in schedule.tiles:
             parts = " + ".join(f"[{product.inner}, {product.width}]" for product, _ in tile.segments)
             where = "resident" if tile.resident else "streamed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 from ..capture.program import Program
@@ -11,6 +12,7 @@ from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
 from ..lowering.gpu.step import Step, prepared, step_of
+from ..lowering.pipeline import spread
 from .cost import IN_FLIGHT, fit, step_cost, stream
 from .plan import Plan
 
@@ -32,7 +34,14 @@ def planned(program: Program, batch: int, limits: Limits, precision: str, sizes:
     Raises:
         Unlowered: of `lowering.operators` or of `lowering.gpu`: the persistent kernel cannot hold it.
     """
-    return plans(step_of(prepared(program), sizes), batch, limits, precision)
+    made = prepared(program)
+    found = plans(step_of(made, sizes), batch, limits, precision)
+    apart = spread(made, program.batch)
+    if apart is None:
+        return found
+    with suppress(Unlowered):
+        found += plans(step_of(apart, sizes), batch, limits, precision)
+    return sorted(found, key=lambda plan: _cost(plan, batch))
 
 
 def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
@@ -51,10 +60,11 @@ def plans(step: Step, batch: int, limits: Limits, precision: str) -> list[Plan]:
     if not found:
         raise Unlowered(None, f"no layout fits {limits.name}: its weights need more than the shared memory of {limits.sms} multiprocessors")
 
-    def cost(plan: Plan) -> float:
-        return plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) * (1.0 if plan.resident else _DOUBT)
+    return sorted(found, key=lambda plan: _cost(plan, batch))
 
-    return sorted(found, key=cost)
+
+def _cost(plan: Plan, batch: int) -> float:
+    return plan.microseconds * -(-batch // (plan.batch_tile * plan.groups(batch))) * (1.0 if plan.resident else _DOUBT)
 
 
 def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Iterator[Plan]:

@@ -33,7 +33,8 @@ def name(plan: Plan) -> str:
     tiles = ", ".join(f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}" for tile in plan.schedule.tiles)
     sharing = plan.schedule.sharing
     whole = f", each computes widths {sorted(sharing.replicated)}" if sharing.replicated else ""
-    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}"
+    spread = ", layers along the diagonal" if plan.schedule.step.made.wavefront is not None else ""
+    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}{spread}"
 
 
 def known(plans: Sequence[Plan], at: str) -> Plan | None:
