@@ -219,12 +219,12 @@ class Bound:
         given[Source("finished")] = begun.finished  # of the carried the sizes count
         given |= {Source(kind, place): leaf for kind, leaves in self.leaves.items() if kind != "token" for place, leaf in enumerate(leaves)}
         if seed is not None:
-            given[Source("seed")] = torch.tensor(seed, dtype=torch.int64, device=device)
+            given[Source("seed")] = torch.full((), seed, dtype=torch.int64, device=device)
         self.limit = ENDLESS if call.max_steps is None else call.max_steps
         bound = min([self.limit, *[bound(self.symbols) for bound in kernel.bounds]])
         self.bound = min(bound + lag, ENDLESS)  # iterations: the last layer is that many steps behind the first
         if lag:
-            given[Source("last")] = torch.tensor(bound, dtype=torch.int32, device=device)
+            given[Source("last")] = torch.full((), bound, dtype=torch.int32, device=device)
         found = [(entry, tensors[place]) for entry, place in kernel.prologue.direct]
         found += kernel.prologue.tensors(tensors, frozenset(tokens), lambda: given, anew=is_recording(device))
         self.copies = not all(tensor.is_contiguous() and tensor.device == device for _, tensor in found)
