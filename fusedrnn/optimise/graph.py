@@ -12,11 +12,19 @@ import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 
+from ..capture import ops
 from ..capture.program import Source
 
 Pass = Callable[[Graph], int]  # rewrites a graph in place; how many places it changed
 
 aten = torch.ops.aten
+
+# Operators whose result holds the same elements in the same order, in the same dtype.
+TRANSPARENT = {
+    aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, ops.guard,
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.contiguous.default,
+}  # fmt: skip
 
 
 def value(node: Any) -> Any:

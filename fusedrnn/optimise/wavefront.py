@@ -18,12 +18,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..capture import ops
 from ..capture.program import INVARIANT, Program, Source, Target
-from .graph import aten, call, fake_mode, made_of, outputs, placeholders, value
+from .graph import TRANSPARENT, aten, call, fake_mode, made_of, outputs, placeholders, value
 from .locality import shape
 
 _MOST_LAG = 16  # steps; a row's flag is kept for each
 _STORED = ("emit", "stored")
-_KEPT_ORDER = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.alias.default, ops.guard}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _is_exchanged(node: Node, operand: Node, carried: Mapping[Node, Any]) -> boo
     """Whether a product needs the whole of a vector that this step makes."""
     if node.target is not aten.mm.default or node.args[0] is not operand:
         return False
-    while operand.target in _KEPT_ORDER:
+    while operand.target in TRANSPARENT:
         operand = operand.args[0]  # type: ignore[assignment]
     return operand not in carried
 
@@ -117,17 +116,17 @@ def _is_exchanged(node: Node, operand: Node, carried: Mapping[Node, Any]) -> boo
 def _is_fed_back(edges: Mapping[Node, list[tuple[Node, bool]]]) -> Callable[[Node, Node], bool]:
     """Whether an operand of a node is made of that node, over the steps before."""
     bit = {node: 1 << place for place, node in enumerate(edges)}
-    made_of = dict.fromkeys(edges, 0)
+    origins = dict.fromkeys(edges, 0)
     changed = True
     while changed:
         changed = False
         for node, some in edges.items():
-            found = made_of[node]
+            found = origins[node]
             for operand, _ in some:
-                found |= bit[operand] | made_of[operand]
-            if found != made_of[node]:
-                made_of[node], changed = found, True
-    return lambda node, operand: bool(made_of[operand] & bit[node])
+                found |= bit[operand] | origins[operand]
+            if found != origins[node]:
+                origins[node], changed = found, True
+    return lambda node, operand: bool(origins[operand] & bit[node])
 
 
 @dataclass
@@ -150,7 +149,6 @@ class _Writer:
         self.taken: dict[Node, Node] = {}  # old placeholders and constants by new ones
         self.at: dict[tuple[Node, int], Node] = {}
         self.registers = _Registers()
-        self.times: dict[int, Node] = {}
 
     def written(self) -> tuple[Program, GraphModule, Wavefront]:
         program, graph = self.program, self.graph
@@ -163,9 +161,7 @@ class _Writer:
         self.last = self._number("last")
         self.over = [self._flag(f"over_{place}") for place in range(self.lag + 1)]
         self.ended = self._flag("ended")
-        # One register of a value for each iteration that it is needed late: made as they are asked for, in front of what reads them.
         pairs = list(zip(program.targets, outputs(self.old), strict=True))
-        by_kind = {target.kind: node for target, node in pairs if target.kind in ("finished", "past")}
         made: list[Any] = []
         emits: dict[Target, int] = {}
         for target, node in pairs:
@@ -182,7 +178,7 @@ class _Writer:
             else:
                 leaf = next(leaf for leaf, source in sources.items() if source == Source(*target))
                 made.append(self._kept(leaf, self.lags[leaf]))
-        finished = self._of(by_kind["finished"], 0)
+        finished = self._of(next(node for target, node in pairs if target.kind == "finished"), 0)
         last = call(graph, aten.ge.Tensor, self.clock, self.last)
         over = call(graph, aten.bitwise_or.Tensor, self.over[0], call(graph, aten.bitwise_or.Tensor, finished, last))
         flags = [over, *self.over[:-1]]
@@ -255,8 +251,11 @@ class _Writer:
         return self.graph.node_copy(node, lambda operand: self._of(operand, lag))
 
     def _earlier(self, node: Node, lag: int) -> Node:
-        """A value of the iteration before: of a leaf's next value the leaf itself, which stands where its row ends; else a register."""
-        if node.target in _KEPT_ORDER:
+        """A value of an earlier iteration.
+
+        Of a leaf's next value that is the leaf, which stands where its row ends; of any other a register for each iteration.
+        """
+        if node.target in TRANSPARENT:
             return self._copy(node, lag)
         leaf = self.leaf_of.get(node)
         if leaf is not None and self.lags[leaf] == lag - 1:

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from ...capture import ops
-from ...optimise.graph import aten, value
+from ...optimise.graph import TRANSPARENT, aten, value
 from ..pointwise import overloads
 from . import lookups, reductions, sums, types  # noqa: F401  (they register their rules)
 from .pointwise import SHIFTS, TABLE
@@ -160,13 +160,6 @@ def _converted(self: Lowering) -> str:
 
 
 # Of the same elements in the same order.
-TRANSPARENT = {
-    aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, ops.guard,
-    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.contiguous.default,
-}  # fmt: skip
-
-
 @rule(*TRANSPARENT)
 def _same(self: Lowering) -> str:
     source = self.node.args[0]

@@ -19,18 +19,17 @@ from torch.fx import Node
 from ...capture import ops
 from ...capture.program import INVARIANT, Program, Source, Target
 from ...capture.sizes import expression
-from ...optimise.graph import aten, outputs, placeholders, value
+from ...optimise.graph import TRANSPARENT, aten, outputs, placeholders, value
 from ...optimise.locality import Rows, shape
 from ..operators import row_shape
 from ..pipeline import Optimised, optimised
-from . import types
+from . import rules, types  # noqa: F401  importing the rules enters them
 from .arguments import take_arguments_apart
 from .batch import fold, take_folds_apart
 from .pointwise import TABLE
 from .quantised import bytes_of, take_scales_apart
 from .reductions import REDUCTIONS, Reduction, reduction_of, take_conversions_apart
 from .rule import RULES, Unlowered
-from .rules import TRANSPARENT
 from .sorting import rank, ranked, ranked_place, take_sorts_apart
 from .views import order_of
 
