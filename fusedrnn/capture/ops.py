@@ -30,6 +30,14 @@ def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     return x.select(dim, at)
 
 
+def _unread(gradient: torch.Tensor, x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    """Zeros like ``x``, with ``gradient`` where `_read` looks."""
+    made = torch.zeros_like(x)
+    if x.shape[dim]:
+        _read(made, index, dim).copy_(gradient)
+    return made
+
+
 def _draw(row_seed: torch.Tensor, columns: int, time: torch.Tensor, site: int, lineage: int) -> torch.Tensor:
     """``[B, columns]`` int64 in [0, 2^32): the words of `fusedrnn.random.philox` at this time and call site."""
     column = torch.arange(columns, dtype=torch.int64, device=row_seed.device)
@@ -62,6 +70,9 @@ draw = _operator("draw(Tensor row_seed, SymInt columns, Tensor time, int site, i
 quiet = _operator("quiet(Tensor x, Tensor finished) -> Tensor", lambda x, finished: rows.quieted(x, finished).clone(), _same)
 # The value itself; its gradient without what is not finite in finished rows.
 guard = _operator("guard(Tensor x, Tensor finished) -> Tensor", lambda x, finished: x.clone(), _same)
+
+# The gradient of a read: of zeros like x the place that was read.
+unread = _operator("unread(Tensor gradient, Tensor x, Tensor index, int dim) -> Tensor", _unread, lambda gradient, x, index, dim: torch.empty_like(x))
 
 # For the rows [B, N] of a first step beside a table [V, N]: both, so that an index below V is a row of the table, V + b the first step's.
 table = _operator(

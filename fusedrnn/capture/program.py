@@ -68,6 +68,7 @@ class Program:
         has_strangers: it holds values of tensors that a walk does not find: it is good for this call only.
         fixed_at: ``file:line`` of the user's code that holds for one batch size only; None where none does.
         symbols: where to find the other symbols of the graph's sizes: the place of a closed-over tensor and its dimension.
+        before: of a program whose inputs are looked up already (`fusedrnn.optimise.hoist`): what it was, and what that moved.
     """
 
     module: torch.fx.GraphModule
@@ -84,6 +85,7 @@ class Program:
     symbols: dict[str, tuple[int, int]]
     has_strangers: bool
     fixed_at: str | None = None
+    before: tuple[Program, Any] | None = None
     plans: dict[str, Any] = field(default_factory=dict)  # what executors have made of it, by their names
 
     @property

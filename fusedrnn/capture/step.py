@@ -10,13 +10,10 @@ from typing import Any
 
 import sympy
 import torch
-from torch._guards import GuardSource
-from torch._guards import Source as TorchSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic
 
 from .. import contract, frames, rows, trees
 from ..contract import Call, Leaf, Port, Start
@@ -25,7 +22,7 @@ from . import ops, refusal
 from .arrays import TracedArray
 from .program import Program, Source, Target, Write
 from .refusal import NotCapturable
-from .shape_env import SilentShapeEnv
+from .shape_env import SilentShapeEnv, free_size
 from .sizes import Fits, fits
 from .tracing import Tracing, is_view
 
@@ -132,11 +129,9 @@ class Capture:
         return found
 
     def _size(self, size: int) -> Any:
-        """A size as a symbol of its own, or itself where torch fixes it (0 and 1)."""
+        """As `free_size`."""
         self.symbols += 1
-        source: Any = _Named(f"size{self.symbols}")
-        symbol = self.shape_env.create_symbol(size, source, dynamic_dim=DimDynamic.DYNAMIC)
-        return self.shape_env.create_symintnode(symbol, hint=size, source=source)
+        return free_size(self.shape_env, f"size{self.symbols}", size)
 
     def fakes(self) -> list[torch.Tensor]:
         """A tensor without data for each source, which it notes."""
@@ -389,21 +384,3 @@ def _fresh_meta() -> Iterator[None]:
     finally:
         node_meta.current_meta.clear()
         node_meta.current_meta.update(saved)
-
-
-class _Named(TorchSource):
-    """What a size comes from, in torch's messages. Torch's own classes for it would import its compiler, which takes a second."""
-
-    guard_source = GuardSource.CONSTANT
-
-    def __init__(self, text: str) -> None:
-        self.__dict__["name"] = _Text(text)
-
-
-class _Text(str):
-    """The name of a source: a property of it or, in older releases of torch, a method."""
-
-    __slots__ = ()
-
-    def __call__(self) -> str:
-        return self

@@ -6,10 +6,8 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -22,8 +20,8 @@ from ..kernels.cpu import build
 from ..lowering.operators import Unlowered
 from ..lowering.source import loop_source
 from ..result import Result
-from . import native_autograd, reference, stepwise
-from .native_call import Bound, End, Native, Sizes, packed
+from . import differentiated, reference
+from .native_call import Bound, Native, Sizes, packed
 from .outcome import of_end
 from .prologue import Prologue
 
@@ -77,74 +75,15 @@ def _compile(program: Program) -> Native:
 
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
-    """Run the loop in C++. Its backward runs it once more, step by step, and differentiates that.
+    """Run the loop in C++, and its backward too.
 
     Raises:
         NotCapturable: it cannot be compiled.
     """
-    bound = Bound(compiled(program), program, call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
-    ended = ended_with_gradients(bound.run, call, frame, begun, program, tensors)
+    if differentiated.needs_gradients(begun, program, tensors):
+        ended = differentiated.ended(lambda made, _begun, _tensors: compiled(made), call, frame, begun, program, tensors)
+    else:
+        ended = Bound(compiled(program), program, call, begun, tensors, frame.seed if program.draws else None).run()  # type: ignore[arg-type]
     if ended is None:
         return reference.explain_fault(call, frame, begun, "native")
     return of_end(call, begun, program.emits(begun.batch), ended, "native")
-
-
-def ended_with_gradients(
-    loop: Callable[[], End | None], call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]
-) -> End | None:
-    """What ``loop()`` leaves, as a function of all it depends on where gradients are needed: the backward runs it again, step by step."""
-    if needs_gradients(begun, program, tensors):
-        sources = [leaf for leaf in _sources(begun, program, tensors) if isinstance(leaf, torch.Tensor)]
-        return _with_gradients(loop, call, frame, begun, program, tensors, sources)
-    return loop()
-
-
-def needs_gradients(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether a result may need a gradient."""
-    leaves = _sources(begun, program, tensors)
-    return torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
-
-
-def _sources(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> list[Any]:
-    """All that a result may depend on."""
-    return [*begun.inputs, *begun.state, *(begun.loop_state or []), *(tensors[place] for place in program.tensors)]
-
-
-def _with_gradients(
-    loop: Callable[[], End | None],
-    call: Call,
-    frame: Frame,
-    begun: Start,
-    program: Program,
-    tensors: Sequence[torch.Tensor],
-    sources: list[torch.Tensor],
-) -> End | None:
-    ended: list[End | None] = []
-
-    def forward() -> list[torch.Tensor]:
-        ended.append(loop())
-        return [] if ended[0] is None else ended[0].tensors()
-
-    def again(other: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The results once more, with autograd, from other sources."""
-        given = iter(other)
-        trees = [
-            [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves or []]
-            for leaves in (begun.inputs, begun.state, begun.loop_state)
-        ]
-        lifted = list(tensors)
-        for place in program.tensors:
-            lifted[place] = next(given)
-        started = replace(begun, inputs=trees[0], state=trees[1], loop_state=trees[2] or begun.loop_state)
-        steps = stepwise.steps(call, frame, started, program, lifted)
-        assert steps is not None
-        assert ended[0] is not None
-        made = {}
-        for place, target in enumerate(program.targets):
-            if target.kind in ("emit", "index", "value"):
-                made[target.kind, target.place] = torch.stack([outputs[place] for outputs in steps.outputs])
-        leaves = [leaf for kind in ("state", "loop_state") for leaf in steps.trees[kind] if isinstance(leaf, torch.Tensor)]
-        return [*[made[key] for key in ended[0].made], *leaves]
-
-    results = native_autograd.differentiable(sources, forward, again)
-    return None if ended[0] is None else ended[0].replaced(results)

@@ -20,7 +20,7 @@ from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.source import kernel_source
 from ..lowering.operators import Unlowered as Undecomposed
 from ..result import Result
-from . import native, reference
+from . import differentiated, reference
 from .outcome import of_end
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _precision(device: torch.device) -> str:
 
 
 def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
-    """Run the loop as one launch, or as a few where no bound on its steps is known. Its backward runs it once more, step by step.
+    """Run the loop as one launch, or as a few where no bound on its steps is known, and its backward too.
 
     Raises:
         NotCapturable: it cannot be lowered, or its tensors are not where a kernel can read them.
@@ -232,16 +232,28 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
     refused = refusal(begun, program, tensors)
     if refused is not None:
         raise refused
-    made = kernel(program, begun.batch, begun.device, tensors)
-    bound = Bound(made, call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
     try:
-        if begun.device.type == "cpu" or native.needs_gradients(begun, program, tensors):
-            ended = native.ended_with_gradients(bound.run, call, frame, begun, program, tensors)
+        if differentiated.needs_gradients(begun, program, tensors):
+            ended = differentiated.ended(_compile, call, frame, begun, program, tensors)
+            if ended is None:
+                return reference.explain_fault(call, frame, begun, "persistent")
+            return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
+        made = kernel(program, begun.batch, begun.device, tensors)
+        bound = Bound(made, call, begun, tensors, frame.seed if program.draws else None)  # type: ignore[arg-type]
+        if begun.device.type == "cpu":
+            ended = bound.run()
             if ended is None:
                 return reference.explain_fault(call, frame, begun, "persistent")
             return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
         return bound.launch().result(call, frame, program.emits(begun.batch))
     except launch.Refused as error:
         refused = NotCapturable(f"{error}; use backend='stepwise' or 'auto'")
-        program.plans[_key(begun.batch, begun.device, made.sizes_made_for)] = refused
+        program.plans[_key(begun.batch, begun.device, known_sizes(program, tensors))] = refused
         raise refused from error
+
+
+def _compile(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) -> Kernel:
+    refused = refusal(begun, program, tensors)
+    if refused is not None:
+        raise refused
+    return kernel(program, begun.batch, begun.device, tensors)

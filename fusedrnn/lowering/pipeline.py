@@ -61,7 +61,7 @@ def optimised(
     Raises:
         Unlowered: an operator has no rule, and torch cannot take it apart.
     """
-    program, moved = hoist(going_on(program))
+    program, moved = (program, replace(program.before[1])) if program.before else hoist(going_on(program))
     graph = copied(program.module.graph)
     simplify(graph)
     if wide:  # before torch takes sums of half precision apart with a rounding
@@ -166,9 +166,9 @@ def may_retire(program: Program, graph: Graph, locality: Locality) -> bool:
     )
 
 
-def drop_masks(program: Program, graph: Graph) -> None:
-    """A row that is finished is not run: what protects it from the step goes."""
+def drop_masks(program: Program, graph: Graph, *, differentiable: bool = False) -> None:
+    """A row that is finished is not run: what protects it from the step goes. ``differentiable`` as `simplify` has it."""
     for node, source in zip(placeholders(graph), program.sources, strict=True):
         if source.kind == "finished":
             assume_none_finished(graph, node)
-    simplify(graph)
+    simplify(graph, differentiable=differentiable)

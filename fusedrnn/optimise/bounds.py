@@ -19,6 +19,7 @@ _SAME = (aten.expand.default, aten.view.default, aten._to_copy.default, aten.clo
 
 def bounds(program: Program) -> list[sympy.Expr]:
     """The bounds: every row is finished at a time that the program compares with, or before an input that it reads step by step ends."""
+    program = program.before[0] if program.before else program
     graph = program.module.graph
     clock = dict(zip(program.sources, placeholders(graph), strict=True)).get(Source("time"))
     if clock is None:
@@ -35,6 +36,7 @@ def bounds(program: Program) -> list[sympy.Expr]:
 def exact(program: Program) -> list[sympy.Expr]:
     """The times of which the first finishes every row, where nothing else finishes one: what is not finished at time 0 takes so many steps.
     Empty where a row may finish at another time."""
+    program = program.before[0] if program.before else program
     graph = program.module.graph
     by_source = dict(zip(program.sources, placeholders(graph), strict=True))
     if Source("time") not in by_source:

@@ -1,0 +1,223 @@
+"""Gradients of what is known before the loop: sums over all steps. In: a `Joint`; out: what the loop has to emit for them, what it adds up
+itself, and functions of what it emitted.
+
+A sum over the steps of a linear function is the function of the sum; a product over the rows of one step, summed over the steps, is a product
+over the rows of all steps. So weight gradients become one product each behind the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from ..capture import ops
+from ..optimise.graph import TRANSPARENT, aten, value
+from .joint import Joint
+from .steps import AllSteps
+
+Total = Callable[[AllSteps], torch.Tensor]
+
+PRODUCTS = (aten.mm.default, aten.addmm.default)
+# Linear in their first operand; the others are known.
+_LINEAR = {
+    *TRANSPARENT, aten.t.default, aten.transpose.int, aten.permute.default, aten.neg.default, aten.mul.Tensor, aten.mul.Scalar,
+    aten.div.Tensor, aten.slice_backward.default, aten.select_backward.default, aten._to_copy.default, aten.expand.default,
+}  # fmt: skip
+
+
+@dataclass
+class Totals:
+    """Sums over the steps.
+
+    Attributes:
+        of: of each gradient the function that makes its sum; None where it is added up in the loop.
+        operands: what the functions read of every step: nodes of the joint graph.
+        added: what the loop adds up, for each gradient: nodes of the joint graph.
+    """
+
+    of: dict[Node, Total] = field(default_factory=dict)
+    operands: set[Node] = field(default_factory=set)
+    added: dict[Node, Node] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+class _Added(Exception):
+    """There is no function of what the steps emit."""
+
+
+class Summing:
+    """Finds the sums."""
+
+    def __init__(self, joint: Joint, batch: Any) -> None:
+        self.joint, self.batch = joint, batch
+        self.operands: set[Node] = set()
+        self.lines: list[str] = []
+
+    def totals(self, gradients: Sequence[Node]) -> Totals:
+        """Of these gradients."""
+        found = Totals()
+        for gradient in dict.fromkeys(gradients):
+            before = set(self.operands), list(self.lines)
+            try:
+                found.of[gradient] = self.total(gradient)
+            except _Added:
+                self.operands, self.lines = before
+                found.added[gradient] = gradient
+        found.operands, found.lines = self.operands, self.lines
+        return found
+
+    def total(self, node: Any) -> Total:
+        if not isinstance(node, Node) or node not in self.joint.backward:
+            raise _Added
+        rule = _RULES.get(node.target)
+        if rule is not None:
+            made = rule(self, node)
+            if made is not None:
+                return made
+        if node.target in _LINEAR and node.args and self._is_constant(node.args[1:]) and self._is_constant(node.kwargs.values()):
+            inner, target, rest, kwargs = self.total(node.args[0]), node.target, node.args[1:], dict(node.kwargs)
+            return lambda steps: target(inner(steps), *[steps.constant(part) for part in rest], **kwargs)
+        raise _Added
+
+    def _is_constant(self, parts: Any) -> bool:
+        """Whether operands are the same at every step."""
+        waiting = list(parts)
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, (list, tuple)):
+                waiting += part
+            elif isinstance(part, Node) and part not in self.joint.known:
+                return False
+        return True
+
+    def by_rows(self, node: Any) -> bool:
+        """Whether a value of a step has the batch first."""
+        made = value(node)
+        if not isinstance(node, Node) or not isinstance(made, torch.Tensor) or not made.ndim:
+            return False
+        size = made.shape[0]
+        return (size.node.expr if isinstance(size, torch.SymInt) else size) == self.batch
+
+    def read(self, *nodes: Node) -> None:
+        self.operands.update(nodes)
+
+
+def _of_sum(summing: Summing, node: Node) -> Total | None:
+    one, other = node.args[:2]
+    if node.kwargs or not all(isinstance(part, Node) and value(part).shape == value(node).shape for part in (one, other)):
+        return None
+    first, second = summing.total(one), summing.total(other)
+    return lambda steps: first(steps) + second(steps)
+
+
+def _of_product(summing: Summing, node: Node) -> Total | None:
+    left, right = node.args[-2:]
+    if node.target is aten.addmm.default:
+        return None
+    assert isinstance(left, Node)
+    turned = left.args[0] if left.target in (aten.t.default, aten.permute.default, aten.transpose.int) else None
+    if isinstance(turned, Node) and value(left).ndim == 2 and summing.by_rows(turned) and summing.by_rows(right):
+        summing.read(turned, right)  # type: ignore[arg-type]
+        summing.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
+        return lambda steps: steps.rows(turned).t() @ steps.rows(right)  # type: ignore[arg-type]
+    if right in summing.joint.known and left in summing.joint.backward:
+        inner = summing.total(left)
+        return lambda steps: inner(steps) @ steps.constant(right)
+    return None
+
+
+def _of_row_sum(summing: Summing, node: Node) -> Total | None:
+    operand: Any = node.args[0]
+    rank = value(operand).ndim
+    dims = [dim % rank for dim in (node.args[1] or range(rank))] if len(node.args) > 1 else list(range(rank))  # type: ignore[union-attr, operator]
+    if 0 not in dims or not summing.by_rows(operand):
+        return None
+    keepdim = bool(node.args[2]) if len(node.args) > 2 else False
+    summing.read(operand)
+    kwargs = dict(node.kwargs)
+    return lambda steps: torch.sum(steps.rows(operand), dims, keepdim, **kwargs)
+
+
+def _of_read(summing: Summing, node: Node) -> Total | None:
+    gradient, x, index, dim = node.args
+    assert isinstance(gradient, Node)
+    assert isinstance(index, Node)
+    if not summing.by_rows(gradient):
+        return None
+    summing.read(gradient, index)
+
+    def total(steps: AllSteps) -> torch.Tensor:
+        source, places = steps.constant(x), steps.all(index)
+        size = source.shape[dim]
+        places = torch.where(places < 0, places + size, places).clamp(0, max(size - 1, 0)).long()
+        made = steps.all(gradient).movedim(0, dim)
+        if size == len(places) and places.device.type == "cpu" and torch.equal(places, torch.arange(size)):
+            return made.contiguous()
+        return torch.zeros_like(source, dtype=made.dtype).index_add(dim, places, made) if size else torch.zeros_like(source)
+
+    return total
+
+
+def _of_look_up(summing: Summing, node: Node) -> Total | None:
+    gradient, indices, *rest = node.args
+    if not summing.by_rows(gradient) or not summing.by_rows(indices):
+        return None
+    summing.read(gradient, indices)  # type: ignore[arg-type]
+    return lambda steps: aten.embedding_dense_backward(steps.rows(gradient), steps.rows(indices), *[steps.constant(part) for part in rest])  # type: ignore[arg-type]
+
+
+def _of_put(summing: Summing, node: Node) -> Total | None:
+    """Gradients of an index over what is known: the rows of all steps put into the same zeros."""
+    into, indices, values, *accumulate = node.args
+    if accumulate != [True] or not isinstance(into, Node) or into.target not in _ZEROS or not summing.by_rows(values):
+        return None
+    if not all(index is not None and summing.by_rows(index) and value(index).dtype != torch.bool for index in indices):  # type: ignore[union-attr]
+        return None
+    if any(value(index).ndim != value(indices[0]).ndim for index in indices):  # type: ignore[index, union-attr]
+        return None
+    summing.read(values, *indices)  # type: ignore[arg-type, misc]
+    shape = [*value(into).shape]
+    if any(isinstance(size, torch.SymInt) for size in shape):
+        return None
+    like = value(into)
+
+    def total(steps: AllSteps) -> torch.Tensor:
+        rows = steps.rows(values)  # type: ignore[arg-type]
+        made = torch.zeros(shape, dtype=like.dtype, device=rows.device)
+        return made.index_put([steps.rows(index) for index in indices], rows, accumulate=True)  # type: ignore[union-attr]
+
+    return total
+
+
+def _of_first(summing: Summing, node: Node) -> Total | None:
+    """What is taken at the first step only: ``where(time == 1, x, 0)``."""
+    test, made, other = node.args
+    if not isinstance(test, Node) or test.target is not aten.eq.Scalar or test.args[1] != 1 or not summing.by_rows(made):
+        return None
+    source = summing.joint.sources.get(test.args[0])  # type: ignore[arg-type]
+    if source is None or source.kind != "time" or not (isinstance(other, Node) and _is_zero(other)):
+        return None
+    summing.read(made)  # type: ignore[arg-type]
+    return lambda steps: steps.at_first(made)  # type: ignore[arg-type]
+
+
+def _is_zero(node: Node) -> bool:
+    return (node.target is aten.scalar_tensor.default and node.args[0] == 0) or (node.target is aten.full.default and node.args[1] == 0)
+
+
+_ZEROS = (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default, aten.full.default)
+_RULES: dict[Any, Callable[[Summing, Node], Total | None]] = {
+    aten.add.Tensor: _of_sum,
+    aten.mm.default: _of_product,
+    aten.sum.dim_IntList: _of_row_sum,
+    ops.unread: _of_read,
+    aten.embedding_dense_backward.default: _of_look_up,
+    aten.index_put.default: _of_put,
+    aten._unsafe_index_put.default: _of_put,
+    aten.where.self: _of_first,
+}
