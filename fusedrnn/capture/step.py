@@ -100,9 +100,9 @@ class Capture:
         function: Callable[..., list[torch.Tensor]] = torch.func.functionalize(self._traced_step, remove="mutations")
         try:
             with self.fake_mode, node_meta.preserve_node_meta():
-                module = make_fx(function, _DIFFERENTIABLE)(*fakes)
-                if any(_is_mutation(node) for node in module.graph.nodes):  # of operators that are made of others in C++
-                    module = make_fx(torch.func.functionalize(_interpreted(module), remove="mutations"), _DIFFERENTIABLE)(*fakes)
+                module = make_fx(function, COPIES)(*fakes)
+                if any(is_mutation(node) for node in module.graph.nodes):  # of operators that are made of others in C++
+                    module = make_fx(torch.func.functionalize(interpreted(module), remove="mutations"), COPIES)(*fakes)
         except Exception as error:
             refused = refusal.refusal(error, self.mode.who if self.mode else "the cell", self.mode.conversion if self.mode else None)
             if refused is None:
@@ -297,7 +297,7 @@ class Capture:
     def _refuse_leftovers(self, module: torch.fx.GraphModule) -> None:
         for node in module.graph.nodes:
             where = node.meta.get("stack_trace")
-            if _is_mutation(node):
+            if is_mutation(node):
                 raise NotCapturable(
                     f"a tensor that is closed over is changed in place ({node.target}): carry it in the state or in loop_state", where
                 )
@@ -359,15 +359,17 @@ _PRODUCTS = {
 }  # fmt: skip
 
 # What functionalisation makes and autograd has no derivative of (torch 2.13).
-_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.copy.default: _copied}
+COPIES: dict[Any, Callable[..., Any]] = {torch.ops.aten.copy.default: _copied}
 
 
-def _is_mutation(node: torch.fx.Node) -> bool:
+def is_mutation(node: torch.fx.Node) -> bool:
+    """Whether an operator changes what it takes."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
-def _interpreted(module: torch.fx.GraphModule) -> Callable[..., Any]:
+def interpreted(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """A graph as a function that calls its operators one by one."""
     def run(*arguments: torch.Tensor) -> Any:
         return torch.fx.Interpreter(module).run(*arguments)
 

@@ -15,7 +15,7 @@ from ..capture import ops
 from ..capture.program import Program, Source, Target
 from ..capture.refusal import NotCapturable
 from ..capture.shape_env import free_size
-from ..capture.sizes import expression
+from ..capture.sizes import Size, expression, function_of
 from ..contract import Leaf, Port
 from ..optimise.graph import aten, call, fake_mode, placeholders, value
 from ..optimise.simplify import simplify
@@ -33,7 +33,7 @@ class Backward:
     Attributes:
         program: its closed-over tensors are what is known before the loop, the rows' lengths, what was kept, the gradients of ``given`` and an
             empty tensor ``[T]``, in this order.
-        state, loop_state: of each leaf: the source whose gradient it is, or the gradient of which it is the sum over the steps.
+        state, loop_state: of each leaf: the source whose gradient it is, or the node of the joint graph of which it is the sum.
         given: the emits and writes whose gradients it reads.
         emitted: the nodes of the joint graph that it emits, the last step first.
         by_rows: whether such a value has the batch first; else it is emitted for every row.
@@ -49,6 +49,12 @@ class Backward:
     by_rows: dict[Node, bool]
     totals: Totals
     wanted: dict[Source | int, Node | None]
+    _sizes: dict[Node, list[Size]]
+
+    def zeros(self, node: Node, batch: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What a sum begins with, for the closed-over tensors of the program."""
+        values = {name: tensors[place].shape[dim] for name, (place, dim) in self.program.symbols.items()} | {str(self.program.batch): batch}
+        return torch.zeros([size(values) for size in self._sizes[node]], dtype=value(node).dtype, device=tensors[-1].device)
 
 
 def backward(made: Forward, needed: frozenset[Source], given: frozenset[Target]) -> Backward:
@@ -102,6 +108,7 @@ class _Building:
         return Backward(
             self._program(emitted), tuple(self.leaves["state"]), tuple(self.leaves["loop_state"]), self.given, tuple(emitted),
             {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted,
+            {node: [function_of(size)[0] for size in value(node).shape] for node in totals.added},
         )  # fmt: skip
 
     def _placeholders(self, carried: dict[Source, Node | None], totals: Totals) -> None:

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture import ops
 from ..capture.program import Source, Target
-from ..capture.step import tracing
+from ..capture.step import COPIES, interpreted, is_mutation, tracing
 from ..optimise.graph import aten, call, fake_mode, output, outputs, placeholders, replace, value
 from ..optimise.simplify import simplify
 from .core import Core
@@ -87,7 +87,10 @@ def joint(core: Core) -> Joint:
     mode = fake_mode(core.step)
     tangents = [value(results[place]) for place in differentiated]
     with tracing(), mode, node_meta.preserve_node_meta():
-        module = make_fx(with_derivative)(*[value(node) for node in takes], *[torch.empty_like(tangent) for tangent in tangents])
+        fakes = [*[value(node) for node in takes], *[torch.empty_like(tangent) for tangent in tangents]]
+        module = make_fx(with_derivative, COPIES)(*fakes)
+        if any(is_mutation(node) for node in module.graph.nodes):  # of derivatives that torch makes in place
+            module = make_fx(torch.func.functionalize(interpreted(module), remove="mutations"), COPIES)(*fakes)
     graph = module.graph
     _without_padding(graph)
     simplify(graph)

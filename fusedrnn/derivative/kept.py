@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from ..capture import ops
+from ..capture.sizes import expression
 from ..optimise.graph import TRANSPARENT, aten, value
 from .joint import Joint
 
@@ -24,6 +25,8 @@ _CHEAP = {
     aten.scalar_tensor.default, aten.embedding.default, aten.arange.default, aten.arange.start_step, aten.full_like.default,
     aten.new_zeros.default, aten.zeros.default, aten.stack.default, aten.split.Tensor, aten.unbind.int, aten.sym_size.int,
 }  # fmt: skip
+# What these make is kept as what they are made of.
+_VIEWS = {*TRANSPARENT, aten.t.default, aten.transpose.int, aten.permute.default, aten.expand.default}
 _FURTHER = 1.1  # times the bytes for each node that would have to be made again: of equals, the last made is kept
 
 
@@ -65,8 +68,8 @@ def kept(joint: Joint, needed: Iterable[Node], batch: Any, *, again: bool = Fals
             continue
         seen.add(node)
         far[node] = distance
-        capacity = _bytes(value(node), batch) * _FURTHER ** min(distance, 40) if isinstance(value(node), torch.Tensor) else math.inf
-        _edge(flow, (node, 0), (node, 1), capacity)
+        may_be_kept = isinstance(value(node), torch.Tensor) and node.target not in _VIEWS
+        _edge(flow, (node, 0), (node, 1), _bytes(value(node), batch) * _FURTHER ** min(distance, 40) if may_be_kept else math.inf)
         if node.op == "placeholder" or not (again or _is_cheap(node)):
             _edge(flow, "carried", (node, 0), math.inf)
             continue
@@ -109,17 +112,16 @@ def _is_cheap(node: Node) -> bool:
     return node.target in _CHEAP or torch.Tag.pointwise in tags or not isinstance(node.target, torch._ops.OpOverload)
 
 
+def hint(size: Any) -> int:
+    """A size as it was where the step was captured."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)
+
+
 def _bytes(made: torch.Tensor, batch: Any) -> float:
-    """Of one row."""
-    rows, numbers = 1, made.element_size()
-    for place, size in enumerate(made.shape):
-        known = size if isinstance(size, int) else None
-        expr = None if known is not None else size.node.expr
-        if expr == batch and place == 0:
-            rows = 0
-        else:
-            numbers *= known if known is not None else (size.node.hint or 1)
-    return float(numbers) if rows == 0 else numbers + 1.0
+    """Of one row; of what is no row's a little more than it is, so that rows are preferred."""
+    by_rows = bool(made.ndim) and expression(made.shape[0]) == batch
+    numbers = math.prod(hint(size) for size in (made.shape[1:] if by_rows else made.shape)) * made.element_size()
+    return float(numbers) if by_rows else numbers + 1.0
 
 
 def forward_operands(joint: Joint, gradients: Iterable[Node]) -> set[Node]:

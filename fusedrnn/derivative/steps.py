@@ -19,12 +19,18 @@ def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
 
 
+def is_size(node: Node) -> bool:
+    """Whether a node is a size of another one."""
+    return node.target is torch.ops.aten.sym_size.int
+
+
 class AllSteps:
     """The steps of one call.
 
     Args:
         joint: the step.
         given: of some nodes all steps ``[T, ...]``, the first step first.
+        sums: of some nodes the sum of all steps.
         known: the values that are known before the loop.
         lengths: ``[B]`` int32: the steps of each row.
         retires: what a row would do after its end is nothing: it is zero here.
@@ -32,11 +38,12 @@ class AllSteps:
     """
 
     def __init__(
-        self, joint: Joint, given: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor], lengths: torch.Tensor, retires: bool, steps: int
-    ) -> None:
+        self, joint: Joint, given: Mapping[Node, torch.Tensor], sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor],
+        lengths: torch.Tensor, retires: bool, steps: int,
+    ) -> None:  # fmt: skip
         self._joint, self._retires, self._steps = joint, retires, steps
         self._known = dict(zip(joint.known, known, strict=True))
-        self._all = dict(given)
+        self._all, self._sums = dict(given), sums
         self._times = torch.arange(1, steps + 1, dtype=torch.int32)
         self._over = torch.arange(steps, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
         self._some_over = lengths.device.type != "cpu" or bool((lengths < steps).any())
@@ -49,8 +56,12 @@ class AllSteps:
     def constant(self, part: Any) -> Any:
         """What is the same at every step."""
         if isinstance(part, Node):
-            return self._known[part]
+            return self._known[part.args[0]].shape[part.args[1]] if is_size(part) else self._known[part]  # type: ignore[index]
         return [self.constant(inner) for inner in part] if isinstance(part, (list, tuple)) else part
+
+    def sum(self, node: Node) -> torch.Tensor:
+        """What the loop has added up."""
+        return self._sums[node]
 
     def all(self, node: Node) -> torch.Tensor:
         """``[T, ...]``."""
@@ -64,9 +75,13 @@ class AllSteps:
             return self._masked(self._all[node][:1])[0]
         return self._masked(self._made(node, slice(1)))[0]
 
+    def masked(self, node: Node) -> torch.Tensor:
+        """``[T, B, ...]``, zero where a row has ended."""
+        return self._masked(self.all(node))
+
     def rows(self, node: Node) -> torch.Tensor:
         """``[T * B, ...]``, zero where a row has ended."""
-        return self._masked(self.all(node)).flatten(0, 1)
+        return self.masked(node).flatten(0, 1)
 
     def _masked(self, made: torch.Tensor) -> torch.Tensor:
         if not self._retires or not self._some_over or not (made.is_floating_point() or made.is_complex()):

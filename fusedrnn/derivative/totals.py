@@ -7,18 +7,18 @@ over the rows of all steps. So weight gradients become one product each behind t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Node
 
 from ..capture import ops
 from ..optimise.graph import TRANSPARENT, aten, value
 from .joint import Joint
-from .steps import AllSteps
+from .kept import hint
+from .steps import AllSteps, is_size
 
 Total = Callable[[AllSteps], torch.Tensor]
 
@@ -35,19 +35,16 @@ class Totals:
     """Sums over the steps.
 
     Attributes:
-        of: of each gradient the function that makes its sum; None where it is added up in the loop.
+        of: of each gradient the function that makes its sum.
         operands: what the functions read of every step: nodes of the joint graph.
-        added: what the loop adds up, for each gradient: nodes of the joint graph.
+        added: what the loop has to add up for them: nodes of the joint graph.
+        lines: for `explain`.
     """
 
     of: dict[Node, Total] = field(default_factory=dict)
     operands: set[Node] = field(default_factory=set)
-    added: dict[Node, Node] = field(default_factory=dict)
+    added: list[Node] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
-
-
-class _Added(Exception):
-    """There is no function of what the steps emit."""
 
 
 class Summing:
@@ -55,43 +52,36 @@ class Summing:
 
     def __init__(self, joint: Joint, batch: Any) -> None:
         self.joint, self.batch = joint, batch
-        self.operands: set[Node] = set()
-        self.lines: list[str] = []
+        self.found = Totals()
 
-    def totals(self, gradients: Sequence[Node]) -> Totals:
+    def totals(self, gradients: Iterable[Node]) -> Totals:
         """Of these gradients."""
-        found = Totals()
         for gradient in dict.fromkeys(gradients):
-            before = set(self.operands), list(self.lines)
-            try:
-                found.of[gradient] = self.total(gradient)
-            except _Added:
-                self.operands, self.lines = before
-                found.added[gradient] = gradient
-        found.operands, found.lines = self.operands, self.lines
-        return found
+            self.found.of[gradient] = self.total(gradient)
+        return self.found
 
-    def total(self, node: Any) -> Total:
-        if not isinstance(node, Node) or node not in self.joint.backward:
-            raise _Added
+    def total(self, node: Node) -> Total:
+        """Of what depends on the gradients that come in, linearly as all that does."""
         rule = _RULES.get(node.target)
-        if rule is not None:
-            made = rule(self, node)
-            if made is not None:
-                return made
-        if node.target in _LINEAR and node.args and self._is_constant(node.args[1:]) and self._is_constant(node.kwargs.values()):
-            inner, target, rest, kwargs = self.total(node.args[0]), node.target, node.args[1:], dict(node.kwargs)
+        made = None if rule is None else rule(self, node)
+        if made is not None:
+            return made
+        operand = node.args[0] if node.args else None
+        if node.target in _LINEAR and operand in self.joint.backward and self.is_constant([*node.args[1:], *node.kwargs.values()]):
+            inner, target, rest, kwargs = self.total(operand), node.target, node.args[1:], dict(node.kwargs)  # type: ignore[arg-type]
             return lambda steps: target(inner(steps), *[steps.constant(part) for part in rest], **kwargs)
-        raise _Added
+        if node not in self.found.added:
+            self.found.added.append(node)
+        return lambda steps: steps.sum(node)
 
-    def _is_constant(self, parts: Any) -> bool:
+    def is_constant(self, parts: Any) -> bool:
         """Whether operands are the same at every step."""
         waiting = list(parts)
         while waiting:
             part = waiting.pop()
             if isinstance(part, (list, tuple)):
                 waiting += part
-            elif isinstance(part, Node) and part not in self.joint.known:
+            elif isinstance(part, Node) and (part.args[0] if is_size(part) else part) not in self.joint.known:
                 return False
         return True
 
@@ -103,15 +93,16 @@ class Summing:
         size = made.shape[0]
         return (size.node.expr if isinstance(size, torch.SymInt) else size) == self.batch
 
-    def read(self, *nodes: Node) -> None:
-        self.operands.update(nodes)
+    def read(self, *nodes: Any) -> None:
+        """A function of these is made behind the loop."""
+        self.found.operands.update(nodes)
 
 
 def _of_sum(summing: Summing, node: Node) -> Total | None:
     one, other = node.args[:2]
-    if node.kwargs or not all(isinstance(part, Node) and value(part).shape == value(node).shape for part in (one, other)):
+    if node.kwargs or not all(part in summing.joint.backward and value(part).shape == value(node).shape for part in (one, other)):
         return None
-    first, second = summing.total(one), summing.total(other)
+    first, second = summing.total(one), summing.total(other)  # type: ignore[arg-type]
     return lambda steps: first(steps) + second(steps)
 
 
@@ -123,12 +114,26 @@ def _of_product(summing: Summing, node: Node) -> Total | None:
     turned = left.args[0] if left.target in (aten.t.default, aten.permute.default, aten.transpose.int) else None
     if isinstance(turned, Node) and value(left).ndim == 2 and summing.by_rows(turned) and summing.by_rows(right):
         summing.read(turned, right)  # type: ignore[arg-type]
-        summing.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
+        summing.found.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
         return lambda steps: steps.rows(turned).t() @ steps.rows(right)  # type: ignore[arg-type]
     if right in summing.joint.known and left in summing.joint.backward:
         inner = summing.total(left)
         return lambda steps: inner(steps) @ steps.constant(right)
     return None
+
+
+def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:
+    """A product of each row's own: over the steps it is one with a longer inner dimension."""
+    left, right = node.args
+    if not (summing.by_rows(left) and summing.by_rows(right)):
+        return None
+    rows, inner, columns = map(hint, (value(left).shape[1], value(left).shape[2], value(right).shape[2]))
+    if inner * (rows + columns) > rows * columns:
+        return None  # the sum is smaller than what it is made of
+    summing.read(left, right)
+    return lambda steps: torch.bmm(
+        steps.masked(left).permute(1, 2, 0, 3).flatten(2), steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2)  # type: ignore[arg-type]
+    )
 
 
 def _of_row_sum(summing: Summing, node: Node) -> Total | None:
@@ -165,7 +170,7 @@ def _of_read(summing: Summing, node: Node) -> Total | None:
 
 def _of_look_up(summing: Summing, node: Node) -> Total | None:
     gradient, indices, *rest = node.args
-    if not summing.by_rows(gradient) or not summing.by_rows(indices):
+    if not summing.by_rows(gradient) or not summing.by_rows(indices) or not summing.is_constant(rest):
         return None
     summing.read(gradient, indices)  # type: ignore[arg-type]
     return lambda steps: aten.embedding_dense_backward(steps.rows(gradient), steps.rows(indices), *[steps.constant(part) for part in rest])  # type: ignore[arg-type]
@@ -180,15 +185,14 @@ def _of_put(summing: Summing, node: Node) -> Total | None:
         return None
     if any(value(index).ndim != value(indices[0]).ndim for index in indices):  # type: ignore[index, union-attr]
         return None
-    summing.read(values, *indices)  # type: ignore[arg-type, misc]
-    shape = [*value(into).shape]
-    if any(isinstance(size, torch.SymInt) for size in shape):
+    like = next((known for known in summing.joint.known if value(known).shape == value(into).shape), None)
+    if like is None:
         return None
-    like = value(into)
+    summing.read(values, *indices)  # type: ignore[misc]
 
     def total(steps: AllSteps) -> torch.Tensor:
         rows = steps.rows(values)  # type: ignore[arg-type]
-        made = torch.zeros(shape, dtype=like.dtype, device=rows.device)
+        made = torch.zeros_like(steps.constant(like), dtype=rows.dtype)
         return made.index_put([steps.rows(index) for index in indices], rows, accumulate=True)  # type: ignore[union-attr]
 
     return total
@@ -214,6 +218,7 @@ _ZEROS = (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default, a
 _RULES: dict[Any, Callable[[Summing, Node], Total | None]] = {
     aten.add.Tensor: _of_sum,
     aten.mm.default: _of_product,
+    aten.bmm.default: _of_products_of_rows,
     aten.sum.dim_IntList: _of_row_sum,
     ops.unread: _of_read,
     aten.embedding_dense_backward.default: _of_look_up,

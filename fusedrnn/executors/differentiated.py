@@ -173,7 +173,7 @@ class _Run:
         steps, lengths = self.ended.steps, self.ended.lengths
         given = [incoming[target].contiguous() for target in derivative.given]
         read = [value.detach() for value in known] + [lengths, *kept, *given, torch.empty(steps, device=lengths.device)]
-        start = self._start(derivative, incoming, begun, known)
+        start = self._start(derivative, incoming, begun, read)
         found = self._run(derivative.program, start, read)
         final: dict[Any, torch.Tensor] = {}
         for kind in ("state", "loop_state"):
@@ -185,14 +185,15 @@ class _Run:
         for place, node in enumerate(derivative.emitted):
             emit = found.made["emit", place].flip(0)
             every[node] = emit if by_rows[node] else emit[:, 0]
-        all_steps = AllSteps(forward.joint, every, [value.detach() for value in known], lengths, forward.core.retires, steps)
+        sums = {node: leaf for node, leaf in final.items() if not isinstance(node, Source)}
+        all_steps = AllSteps(forward.joint, every, sums, [value.detach() for value in known], lengths, forward.core.retires, steps)
         totals = {
-            number: final[gradient] if gradient in derivative.totals.added else derivative.totals.of[gradient](all_steps)
+            number: derivative.totals.of[gradient](all_steps)
             for number, gradient in derivative.wanted.items()
             if not isinstance(number, Source) and gradient is not None
         }
-        sums = self._of_known(known, leaves, totals)
-        return [self._sum(final.get(source), sums.get(source)) for source in self.given]
+        of_known = self._of_known(known, leaves, totals)
+        return [self._sum(final.get(source), of_known.get(source)) for source in self.given]
 
     def _run(self, program: Program, start: Start, tensors: Sequence[torch.Tensor]) -> End:
         """What the derivative leaves. Where it cannot be compiled it runs step by step."""
@@ -235,20 +236,18 @@ class _Run:
             return size
         raise AssertionError("a table of a size that is not fixed")
 
-    def _start(self, derivative: Backward, incoming: Mapping[Target, torch.Tensor], begun: Start, known: Sequence[torch.Tensor]) -> Start:
+    def _start(self, derivative: Backward, incoming: Mapping[Target, torch.Tensor], begun: Start, read: Sequence[torch.Tensor]) -> Start:
         """The step after the last one."""
-        numbers = {gradient: number for number, gradient in derivative.wanted.items() if not isinstance(number, Source)}
         initial = dict(zip(self.given, self._from_given(begun), strict=True))
         program = derivative.program
 
         def leaf(of: Any) -> torch.Tensor:
-            if isinstance(of, Source):
-                found = incoming.get(Target(*of))
-                like = initial[of]
-                return torch.zeros_like(like) if found is None else found
-            return torch.zeros_like(known[numbers[of]])
+            if not isinstance(of, Source):
+                return derivative.zeros(of, begun.batch, read)
+            found = incoming.get(Target(*of))
+            return torch.zeros_like(initial[of]) if found is None else found.detach().contiguous()
 
-        state, loop_state = ([leaf(of).detach().contiguous() for of in leaves] for leaves in (derivative.state, derivative.loop_state))
+        state, loop_state = ([leaf(of) for of in leaves] for leaves in (derivative.state, derivative.loop_state))
         return Start(
             begun.batch, begun.device, torch.zeros_like(begun.finished), [], program.inputs_port, state, program.state_port,
             loop_state or None, program.loop_state_port, program.emit_port,
