@@ -72,7 +72,9 @@ quiet = _operator("quiet(Tensor x, Tensor finished) -> Tensor", lambda x, finish
 guard = _operator("guard(Tensor x, Tensor finished) -> Tensor", lambda x, finished: x.clone(), _same)
 
 # The gradient of a read: of zeros like x the place that was read.
-unread = _operator("unread(Tensor gradient, Tensor x, Tensor index, int dim) -> Tensor", _unread, lambda gradient, x, index, dim: torch.empty_like(x))
+unread = _operator(
+    "unread(Tensor gradient, Tensor x, Tensor index, int dim) -> Tensor", _unread, lambda gradient, x, index, dim: torch.empty_like(x)
+)
 
 # For the rows [B, N] of a first step beside a table [V, N]: both, so that an index below V is a row of the table, V + b the first step's.
 table = _operator(

@@ -370,6 +370,7 @@ def is_mutation(node: torch.fx.Node) -> bool:
 
 def interpreted(module: torch.fx.GraphModule) -> Callable[..., Any]:
     """A graph as a function that calls its operators one by one."""
+
     def run(*arguments: torch.Tensor) -> Any:
         return torch.fx.Interpreter(module).run(*arguments)
 

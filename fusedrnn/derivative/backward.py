@@ -96,7 +96,9 @@ class _Building:
         emitted = _emitted(totals, inside, joint.backward, stacked)
         self._placeholders(carried, totals)
         self._clock()
-        self._put("finished", 0, call(self.graph, aten.expand.default, call(self.graph, aten.ge.Scalar, self.time, self.steps), [self.rows]))
+        self._put(
+            "finished", 0, call(self.graph, aten.expand.default, call(self.graph, aten.ge.Scalar, self.time, self.steps), [self.rows])
+        )
         for kind, leaves in self.leaves.items():
             for place, leaf in enumerate(leaves):
                 self._put(kind, place, self._gradient(leaf, carried[leaf]) if isinstance(leaf, Source) else self._sum(leaf))
@@ -153,7 +155,9 @@ class _Building:
             node = self.tangents[target]
             if target.kind in _STACKED and target not in self.given:
                 sizes = [self._size(size) for size in value(node).shape]
-                self.copies[node] = call(self.graph, aten.full.default, sizes, 0, dtype=value(node).dtype, device=value(node).device, like=node)
+                self.copies[node] = call(
+                    self.graph, aten.full.default, sizes, 0, dtype=value(node).dtype, device=value(node).device, like=node
+                )
 
     def _of_batch(self) -> Any:
         last = next(node for node, source in self.joint.sources.items() if source.kind == "finished")
@@ -268,7 +272,10 @@ def _emitted(totals: Totals, inside: set[Node], backward: frozenset[Node], known
     def is_late(node: Node) -> bool:
         if node not in late:
             late[node] = (
-                node in backward and node not in inside and node.op != "placeholder" and (node.target in PRODUCTS or any(map(is_late, node.all_input_nodes)))
+                node in backward
+                and node not in inside
+                and node.op != "placeholder"
+                and (node.target in PRODUCTS or any(map(is_late, node.all_input_nodes)))
             )
         return late[node]
 

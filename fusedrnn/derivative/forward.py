@@ -61,7 +61,11 @@ def forward(program: Program, needed: frozenset[Source], *, again: bool = False)
     except (RuntimeError, NotImplementedError) as error:
         raise NotCapturable(f"torch has no derivative of the step: {str(error).splitlines()[0]}") from error
     gradients = [gradient for _, gradient in wanted(split, both, needed).items() if gradient is not None]
-    carried = [gradient for source, gradient in zip(both.wanted, both.gradients, strict=True) if isinstance(source, Source) and gradient is not None]
+    carried = [
+        gradient
+        for source, gradient in zip(both.wanted, both.gradients, strict=True)
+        if isinstance(source, Source) and gradient is not None
+    ]
     operands = forward_operands(both, [*gradients, *carried])
     choices = [kept(both, operands, program.batch, again=way) for way in (False, True)]
     found = choices[again] or choices[not again]

@@ -66,7 +66,11 @@ def joint(core: Core) -> Joint:
         if _floats(value(node)):
             wanted.append(number)
             places.append(len(core.sources) + number)
-    given = [target for target, node in zip(core.targets, results, strict=True) if target.kind in (*_CARRIED, "emit", "value") and _floats(value(node))]
+    given = [
+        target
+        for target, node in zip(core.targets, results, strict=True)
+        if target.kind in (*_CARRIED, "emit", "value") and _floats(value(node))
+    ]
     differentiated = [core.targets.index(target) for target in given]
     missing: list[bool] = []
 
@@ -76,7 +80,9 @@ def joint(core: Core) -> Joint:
             taken[place].requires_grad_()
         made = list(_Differentiable(step).run(*taken))
         pairs = [
-            (made[place], tangent) for place, tangent in zip(differentiated, arguments[len(takes) :], strict=True) if made[place].requires_grad
+            (made[place], tangent)
+            for place, tangent in zip(differentiated, arguments[len(takes) :], strict=True)
+            if made[place].requires_grad
         ]
         found: Sequence[torch.Tensor | None] = [None] * len(places)
         if pairs:

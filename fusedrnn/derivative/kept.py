@@ -137,4 +137,3 @@ def forward_operands(joint: Joint, gradients: Iterable[Node]) -> set[Node]:
         else:
             found.add(node)
     return found
-

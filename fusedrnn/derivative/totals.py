@@ -132,7 +132,8 @@ def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:
         return None  # the sum is smaller than what it is made of
     summing.read(left, right)
     return lambda steps: torch.bmm(
-        steps.masked(left).permute(1, 2, 0, 3).flatten(2), steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2)  # type: ignore[arg-type]
+        steps.masked(left).permute(1, 2, 0, 3).flatten(2),
+        steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2),  # type: ignore[arg-type]
     )
 
 

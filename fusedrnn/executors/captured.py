@@ -19,7 +19,7 @@ from ..errors import PlanError
 from ..frames import Frame
 from ..kernels import device
 from ..result import Result
-from . import native, persistent, reference, stepwise, warm
+from . import differentiated, native, persistent, reference, stepwise, warm
 from .backends import refuse_unavailable, unavailable
 from .warm import Compiled
 
@@ -142,8 +142,10 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
                 return reference.run(call, frame, begun)
             return stepwise.run(call, frame, begun, program, tensors)
     refused = native_refusal(call, begun, program, tensors)
-    if refused is None and (now or worth_compiling(program)):
+    if refused is None and (now or worth_compiling(begun, program, tensors)):
         try:
+            if differentiated.needs_gradients(begun, program, tensors):
+                differentiated.differentiated(program, differentiated.needed(begun, program, tensors))
             return _native(call, frame, begun, program, tensors)
         except NotCapturable as error:
             refused = error
@@ -171,11 +173,10 @@ def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence
     """Why `auto` does not run a loop natively; None where it may."""
     if begun.device.type != "cpu":
         return NotCapturable(f"the native executor runs on a CPU, this loop is on {begun.device}")
-    leaves = (*begun.inputs, *begun.state, *(begun.loop_state or ()), *(tensors[place] for place in program.tensors))
-    if torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
-        return NotCapturable(
-            "gradients are needed, and the native backward runs the loop again: under torch.no_grad() it would run natively"
-        )
+    if differentiated.needs_gradients(begun, program, tensors):
+        known = differentiated.known(program, begun, tensors)
+        if isinstance(known, NotCapturable):
+            return NotCapturable(f"gradients are needed: {known.reason}", known.location)
     known = program.plans.get("native")
     if isinstance(known, NotCapturable):
         return known
@@ -183,6 +184,8 @@ def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence
     return None if reason is None else NotCapturable(reason)
 
 
-def worth_compiling(program: Program) -> bool:
-    """Whether a program is compiled already, or has cost about what compiling it costs."""
-    return "native" in program.plans or program.plans.get("seconds step by step", 0.0) > _COMPILING
+def worth_compiling(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a program is compiled already, its derivative too where that is needed, or has cost about what compiling it costs."""
+    with_gradients = differentiated.needs_gradients(begun, program, tensors)
+    compiled = differentiated.known(program, begun, tensors) is not None if with_gradients else "native" in program.plans
+    return compiled or program.plans.get("seconds step by step", 0.0) > _COMPILING

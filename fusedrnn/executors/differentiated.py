@@ -39,6 +39,12 @@ def needs_gradients(begun: Start, program: Program, tensors: Sequence[torch.Tens
     return torch.is_grad_enabled() and any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves)
 
 
+def needed(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> frozenset[Source]:
+    """The sources that need a gradient."""
+    found = sources(begun, program, tensors).items()
+    return frozenset(source for source, leaf in found if isinstance(leaf, torch.Tensor) and leaf.requires_grad)
+
+
 @dataclass(frozen=True)
 class Differentiated:
     """A loop and its derivative, for the gradients that are needed.
@@ -60,13 +66,23 @@ class Differentiated:
         return self.backwards[given]
 
 
+def known(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) -> Differentiated | NotCapturable | None:
+    """The derivative, or why there is none, if that was asked for before."""
+    found: Differentiated | NotCapturable | None = program.plans.get(_key(needed(begun, program, tensors)))
+    return found
+
+
+def _key(needed: frozenset[Source]) -> str:
+    return f"derivative {sorted(needed)}"
+
+
 def differentiated(program: Program, needed: frozenset[Source]) -> Differentiated:
     """The program with its derivative, made when first asked for.
 
     Raises:
         NotCapturable: there is no derivative as a loop.
     """
-    key = f"derivative {sorted(needed)}"
+    key = _key(needed)
     if key not in program.plans:
         try:
             made = forward(program, needed)
@@ -78,10 +94,9 @@ def differentiated(program: Program, needed: frozenset[Source]) -> Differentiate
         except Exception as error:  # a fault of the derivation must not be one of the loop
             log.exception("deriving a loop failed; this is a bug of fusedrnn")
             program.plans[key] = NotCapturable(f"deriving the step failed: {type(error).__name__}: {error}")
-    known = program.plans[key]
-    if isinstance(known, NotCapturable):
-        raise NotCapturable(known.reason, known.location)
-    made_before: Differentiated = known
+    made_before: Differentiated | NotCapturable = program.plans[key]
+    if isinstance(made_before, NotCapturable):
+        raise NotCapturable(made_before.reason, made_before.location)
     return made_before
 
 
@@ -95,9 +110,8 @@ def ended(compile: Compile, call: Call, frame: Frame, begun: Start, program: Pro
         NotCapturable: the loop or its derivative cannot be compiled.
     """
     given = {source: leaf for source, leaf in sources(begun, program, tensors).items() if isinstance(leaf, torch.Tensor)}
-    needed = frozenset(source for source, leaf in given.items() if leaf.requires_grad)
     try:
-        made: Differentiated | None = differentiated(program, needed)
+        made: Differentiated | None = differentiated(program, needed(begun, program, tensors))
     except NotCapturable as refused:
         fallback.note(refused.reason, refused.location, "stepwise", level=logging.INFO)
         made = None
@@ -264,7 +278,9 @@ class _Run:
         pairs = [(known[number], total) for number, total in totals.items() if known[number].requires_grad]
         if not pairs or not leaves:
             return {}
-        found = torch.autograd.grad([value for value, _ in pairs], list(leaves.values()), [total.to(value.dtype) for value, total in pairs], allow_unused=True)
+        found = torch.autograd.grad(
+            [value for value, _ in pairs], list(leaves.values()), [total.to(value.dtype) for value, total in pairs], allow_unused=True
+        )
         return {source: grad for source, grad in zip(leaves, found, strict=True) if grad is not None}
 
     def _sum(self, one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

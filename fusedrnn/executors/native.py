@@ -81,9 +81,18 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         NotCapturable: it cannot be compiled.
     """
     if differentiated.needs_gradients(begun, program, tensors):
-        ended = differentiated.ended(lambda made, _begun, _tensors: compiled(made), call, frame, begun, program, tensors)
+        ended = differentiated.ended(for_call, call, frame, begun, program, tensors)
     else:
         ended = Bound(compiled(program), program, call, begun, tensors, frame.seed if program.draws else None).run()  # type: ignore[arg-type]
     if ended is None:
         return reference.explain_fault(call, frame, begun, "native")
     return of_end(call, begun, program.emits(begun.batch), ended, "native")
+
+
+def for_call(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) -> Native:
+    """The program's compiled loop for the tensors of a call: its sizes are free.
+
+    Raises:
+        NotCapturable: as `compiled`.
+    """
+    return compiled(program)

@@ -23,10 +23,11 @@ from ..frames import Frame
 from ..optimise.bounds import exact
 from ..result import Result
 from ..tensor_array import EmitArray
-from . import stepwise
+from . import differentiated, native, persistent
 from .warm import Warm
 
 _numbers = itertools.count()
+_COMPILES = {"native": native.for_call, "persistent": persistent.for_call}
 
 
 @dataclass(eq=False)
@@ -145,7 +146,8 @@ class Operand:
         places: Sequence[int],
         needed: Sequence[bool],
     ) -> list[torch.Tensor]:
-        """The gradients of the needed tensors, from those of the results in some places: the loop runs again, step by step."""
+        """The gradients of the needed tensors, from those of the results in some places: the loop runs again, and keeps what its
+        derivative needs."""
         warm, frame = self.warm, _frame(seed)
         with _outside(), torch.enable_grad():
             lifted = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
@@ -155,13 +157,10 @@ class Operand:
             started, tokens = settled
             for place, token in tokens.items():
                 started.inputs[place] = lifted[warm.loop.embeddings[place]][token]
-            steps = stepwise.steps(self.call, frame, started, warm.program, lifted)
-            assert steps is not None, "the forward found it"
-            results: list[torch.Tensor | None] = []
-            for place in range(len(self.emits.leaves)):
-                at = next(at for at, target in enumerate(warm.program.targets) if target == ("emit", place))
-                results.append(torch.stack([outputs[at] for outputs in steps.outputs]) if steps.outputs else None)
-            results += [*steps.trees["state"], *steps.trees["loop_state"]]
+            ended = differentiated.ended(_COMPILES[warm.loop.executor], self.call, frame, started, warm.program, lifted)
+            assert ended is not None, "the forward found it"
+            results = [ended.made["emit", place] for place in range(len(self.emits.leaves))]
+            results += [*ended.leaves["state"], *ended.leaves["loop_state"]]
             given = [(results[place], grad) for place, grad in zip(places, of, strict=True)]
             pairs = [(result, grad) for result, grad in given if result is not None and result.requires_grad]
             found: Sequence[torch.Tensor | None] = [None] * len(sources)

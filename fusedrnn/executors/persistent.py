@@ -234,7 +234,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         raise refused
     try:
         if differentiated.needs_gradients(begun, program, tensors):
-            ended = differentiated.ended(_compile, call, frame, begun, program, tensors)
+            ended = differentiated.ended(for_call, call, frame, begun, program, tensors)
             if ended is None:
                 return reference.explain_fault(call, frame, begun, "persistent")
             return of_end(call, begun, program.emits(begun.batch), ended, "persistent")
@@ -252,7 +252,12 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         raise refused from error
 
 
-def _compile(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) -> Kernel:
+def for_call(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) -> Kernel:
+    """The program's kernel for the tensors of a call.
+
+    Raises:
+        NotCapturable: there is none, or they are not where a kernel can read them.
+    """
     refused = refusal(begun, program, tensors)
     if refused is not None:
         raise refused

@@ -219,7 +219,7 @@ def _choice(
         persistent = _persistent_refusal(begun, program, tensors)
         if persistent is not None:
             others["persistent"] = persistent
-    executor, reason = _executor(call, backend, begun, program, refused, others)
+    executor, reason = _executor(call, backend, begun, program, tensors, refused, others)
     if executor is not None:
         others.pop(executor, None)
     if "native" not in others and executor != "native":
@@ -251,7 +251,13 @@ def _refused_place(refused: NotCapturable | None) -> Refusal | None:
 
 
 def _executor(
-    call: Call, backend: str, begun: Start, program: Program | None, refused: Refusal | None, others: dict[str, Refusal]
+    call: Call,
+    backend: str,
+    begun: Start,
+    program: Program | None,
+    tensors: list[torch.Tensor],
+    refused: Refusal | None,
+    others: dict[str, Refusal],
 ) -> tuple[str | None, str]:
     if backend != "auto" and backend in others and backend not in _SLOWER:
         gradients = backend == "native" and others[backend].reason.startswith("gradients")  # named, it runs those too
@@ -272,7 +278,7 @@ def _executor(
         return "persistent", "the whole loop is one launch"
     if "native" in others:
         return "stepwise", f"the loop does not run natively: {others['native'].reason.partition(',')[0].partition(':')[0]}"
-    if captured.worth_compiling(program):
+    if captured.worth_compiling(begun, program, tensors):
         return "native", "it is compiled" if "native" in program.plans else "the loop has cost what compiling costs: this call compiles it"
     return "stepwise", "the loop is not compiled yet"
 
