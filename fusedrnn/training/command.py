@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     train.add_argument("--hidden", type=count, metavar="N", help="units of each GRU (default 256)")
     train.add_argument("--embedding", type=count, metavar="N", help="width of the embeddings (default 128)")
     train.add_argument("--learning-rate", type=positive, metavar="R", help="the greatest (default 0.002)")
-    train.add_argument("--dropout", type=fraction, metavar="P", help="(default 0.2)")
+    train.add_argument("--dropout", type=fraction, metavar="P", help="of embeddings, memory and the decoder's outputs (default 0.3)")
     train.add_argument("--sampling", type=fraction, metavar="P", help="feed drawn phonemes up to this often at the end (default 0.1)")
     train.add_argument("--smoothing", type=fraction, metavar="P", help="label smoothing (default 0.1)")
     train.add_argument("--seed", type=whole, metavar="N", help="of weights, order, dropout and draws (default 0)")

@@ -37,7 +37,7 @@ class Recipe:
     epochs: int | None = None
     minutes: float | None = 55.0
     learning_rate: float = 2e-3
-    dropout: float = 0.2
+    dropout: float = 0.3
     sampling: float = 0.1
     smoothing: float = 0.1
     weight_decay: float = 0.01

@@ -59,7 +59,8 @@ def opened(out: Path, given: dict[str, Any], *, resume: bool) -> tuple[Recipe, d
         state = torch.load(file, weights_only=True)
         recipe = Recipe(**state["recipe"])
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} is no checkpoint of `fusedrnn train g2p`: {str(error).splitlines()[0]}") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is no checkpoint of `fusedrnn train g2p`: {first}") from error
     for name, value in given.items():
         there, option = getattr(recipe, name), f"--{name.replace('_', '-')}"
         if there != value:

@@ -142,6 +142,11 @@ def test_missing_extra(train, monkeypatch, package):
     fails(train("run", *SMALL), f"{package} is not installed: pip install 'fusedrnn[train]'")
 
 
+def test_a_directory_without_a_model(tmp_path, capsys):
+    assert cli.main(["g2p", "--model", str(tmp_path), "hello"]) == 2
+    assert capsys.readouterr().err.startswith(f"fusedrnn g2p: {tmp_path / 'model.safetensors'} does not exist: ")
+
+
 def test_a_backend_that_is_none(train):
     fails(train("run", "--backend", "fast"), "backend must be one of")
 
