@@ -77,6 +77,7 @@ class Trainer:
         self._pairs = Pairs(lexicon.train)
         if not len(self._pairs):
             raise ValueError(f"none of the {len(lexicon.validation) + len(lexicon.held_out)} words is one to train on: take more")
+        self._backend = backend
         self._order: tuple[int, list[Rows]] | None = None
         self.backends = self._settled(self._pairs.batch(self.batches()[0])) if backend == "auto" else (backend, backend)
 
@@ -134,7 +135,7 @@ class Trainer:
         """How the model does on words, decoded greedily."""
         self.model.eval()
         try:
-            return scores(self.model(words), words)
+            return scores(self.model(words, backend=self._backend), words)
         finally:
             self.model.train()
 
