@@ -37,7 +37,7 @@ lint: $(MARK)
 $(MARK): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch and the rest into $(VENV): one to two minutes."
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt --config-settings editable_mode=compat -e '.[demo,test]'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt --config-settings editable_mode=compat -e '.[demo,train,test]'
 	touch $(MARK)
 
 clean:

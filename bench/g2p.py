@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from fusedrnn.models import G2P, g2p_checkpoint, g2p_eager, g2p_numpy
-from fusedrnn.models.g2p import Spelling, spelled
+from fusedrnn.models.phonemizer import Spelling, spelled
 
 from .measure import compared
 

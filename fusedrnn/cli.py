@@ -19,20 +19,17 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._version import __version__
-from .errors import PlanError
+from .arguments import count
+from .errors import CommandError, PlanError
+from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
-    from .models import G2P
-    from .models.g2p import Batch
+    from .models.phonemizer import Batch, Phonemizer
 
 _CHUNK = 2048  # words read, sorted by length and written at a time: memory stays flat, and batches still hold words of one length
 _FEW = 32  # words that cost less on `reference`, 10 to 20 ms each, than to import what captures a loop, which takes over a second
 _STAGES = ("captured", "simplified", "hoisted", "lowered")
 _ENVIRONMENT = ("FUSEDRNN_BACKEND", "FUSEDRNN_EMULATE", "FUSEDRNN_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "OMP_NUM_THREADS")
-
-
-class CommandError(Exception):
-    """What a command reports in one line and ends with, exit code 2."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     g2p = commands.add_parser("g2p", help="the pronunciation of English words", description=g2p_command.__doc__)
     g2p.add_argument("words", nargs="*", metavar="WORD", help="words; without any, and without --file, the lines of standard input")
     g2p.add_argument("--file", "-f", metavar="F", help="a UTF-8 file of one word a line; - is standard input")
-    g2p.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="the most words to decode at once (default 256)")
+    g2p.add_argument("--model", metavar="DIR", help="what `fusedrnn train g2p --out DIR` trained (default the weights of g2p-en)")
+    g2p.add_argument("--batch-size", type=count, default=256, metavar="N", help="the most words to decode at once (default 256)")
     g2p.add_argument(
         "--backend",
         default="auto",
@@ -103,14 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="one JSON object, by the loops' names")
     explain.add_argument("--graph", choices=_STAGES, metavar="STAGE", help=f"the graph of a step instead: {', '.join(_STAGES)}")
     explain.set_defaults(run=explain_command)
+    add_train(commands)
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
 
 
 def _utf8(stream: Any) -> None:
@@ -188,7 +180,7 @@ def g2p_command(args: argparse.Namespace) -> None:
     """Print each word, a tab, and its phonemes separated by spaces, in the order of the input. Words are lines without the white space
     around them; a line without any word is reported with its number and skipped. Input is taken in chunks of 2,048 words (from a
     terminal: word by word)."""
-    model = _model(args.backend)
+    model = _model(args)
     words = _words(args)
     stats = _Stats()
     with _progress(args) as progress:
@@ -270,14 +262,14 @@ def _json_line(word: str, phonemes: list[str]) -> str:
     return json.dumps({"word": word, "phonemes": phonemes}, ensure_ascii=False) + "\n"
 
 
-def _model(backend: str) -> G2P:
+def _model(args: argparse.Namespace) -> Phonemizer:
     """The model, if the backend is there."""
     from . import executors
-    from .models import G2P
+    from .models import G2P, EncoderDecoder
 
     try:
-        executors.choose(backend)
-        return G2P.pretrained()
+        executors.choose(args.backend)
+        return G2P.pretrained() if args.model is None else EncoderDecoder.load(args.model)
     except (ValueError, ModuleNotFoundError, FileNotFoundError) as error:
         raise CommandError(str(error)) from error
 

@@ -15,3 +15,7 @@ class PlanError(RuntimeError):
         super().__init__(reason if location is None else f"{reason} ({location})")
         self.reason = reason
         self.location = location
+
+
+class CommandError(Exception):
+    """What a command reports in one line and ends with, exit code 2."""

@@ -163,7 +163,7 @@ class AttentionWrapperState(NamedTuple):
     Attributes:
         cell_state: the wrapped cell's state.
         attention: ``[B, attention_size or M]``, what the last step attended to; the next step's input sees it.
-        alignments: ``[B, S]``, the last step's probabilities over the memory.
+        alignments: ``[B, S]``, the last step's probabilities over the memory; ``()`` without keep_alignments.
     """
 
     cell_state: Tree
@@ -189,6 +189,8 @@ class AttentionWrapper(nn.Module):
         attention_size: width of the attention; None takes the context as it is.
         output_attention: whether the output is the attention (Luong's decoder) or the cell's output (Bahdanau's).
         cell_input_fn: ``cell_input_fn(inputs, attention) -> cell input``; None concatenates the two.
+        keep_alignments: whether the state carries the alignments. Without them no state has the memory's length, and what was captured for
+            one length serves every other.
 
     Attributes:
         attention_layer: ``nn.Linear`` without bias, ``[attention_size, query_size + M]``, or None.
@@ -206,6 +208,7 @@ class AttentionWrapper(nn.Module):
         attention_size: int | None = None,
         output_attention: bool = True,
         cell_input_fn: Callable[[Tree, torch.Tensor], Tree] | None = None,
+        keep_alignments: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -226,6 +229,7 @@ class AttentionWrapper(nn.Module):
         self.attention_size = memory if attention_size is None else checks.size("attention_size", attention_size)
         self.output_attention = output_attention
         self.cell_input_fn = cell_input_fn
+        self.keep_alignments = keep_alignments
         self.attention_layer: nn.Linear | None = None
         if attention_size is not None:
             self.attention_layer = nn.Linear(query + memory, attention_size, bias=False, device=device, dtype=dtype)
@@ -287,7 +291,9 @@ class BoundAttention(RNNCell):
         batch, positions, _ = memory.shape
         self.wrapper = wrapper
         self.output_size = wrapper.attention_size if wrapper.output_attention else mechanism.query_size
-        self.state_size = AttentionWrapperState(as_cell(wrapper.cell).state_size, wrapper.attention_size, positions)
+        self.state_size = AttentionWrapperState(
+            as_cell(wrapper.cell).state_size, wrapper.attention_size, positions if wrapper.keep_alignments else ()
+        )
 
         valid, hidden = None, None
         if lengths is not None:
@@ -327,7 +333,7 @@ class BoundAttention(RNNCell):
         if wrapper.attention_layer is not None:
             attention = wrapper.attention_layer(torch.cat([cell_output, context], 1))
         output = attention if wrapper.output_attention else cell_output
-        return output, AttentionWrapperState(cell_state, attention, alignments)
+        return output, AttentionWrapperState(cell_state, attention, alignments if wrapper.keep_alignments else ())
 
     def _alignments(self, scores: torch.Tensor) -> torch.Tensor:
         if self.valid is None:
@@ -342,7 +348,7 @@ class BoundAttention(RNNCell):
     def zero_state(
         self, batch_size: int | None = None, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> AttentionWrapperState:
-        """The state before the first step: the cell's zero state, and attention and alignments of zeros.
+        """The state before the first step: the cell's zero state, and attention and alignments, where they are kept, of zeros.
 
         Args:
             batch_size: None or the memory's.
@@ -364,10 +370,11 @@ class BoundAttention(RNNCell):
         return self._state(cell_state, self.values.dtype, self.values.device)
 
     def _state(self, cell_state: Tree, dtype: torch.dtype, device: torch.device | str) -> AttentionWrapperState:
-        attention, alignments = (
-            torch.zeros(self.batch_size, size, dtype=dtype, device=device) for size in (self.wrapper.attention_size, self.values.shape[1])
-        )
-        return AttentionWrapperState(cell_state, attention, alignments)
+        def zeros(size: int) -> torch.Tensor:
+            return torch.zeros(self.batch_size, size, dtype=dtype, device=device)
+
+        alignments = zeros(self.values.shape[1]) if self.wrapper.keep_alignments else ()
+        return AttentionWrapperState(cell_state, zeros(self.wrapper.attention_size), alignments)
 
 
 def _concat(inputs: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:

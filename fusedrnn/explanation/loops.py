@@ -57,6 +57,7 @@ def _g2p() -> dict[str, tuple[Any, Any]]:
     """The two loops of the G2P model for a few words, as it hands them to `raw_rnn`."""
     from ..loop import raw_rnn
     from ..models import g2p
+    from ..models.phonemizer import spelled
 
     found: dict[str, tuple[Any, Any]] = {}
 
@@ -65,7 +66,7 @@ def _g2p() -> dict[str, tuple[Any, Any]]:
         return raw_rnn(cell, loop_fn, scope=scope, backend="reference")
 
     model = g2p.G2P.pretrained()
-    spelling = next(g2p.spelled(_WORDS, len(_WORDS)))
+    spelling = next(spelled(_WORDS, len(_WORDS)))
     names = vars(g2p)
     original, names["raw_rnn"] = names["raw_rnn"], noted
     try:

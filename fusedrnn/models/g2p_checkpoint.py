@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 _INSTALL = "pip install 'fusedrnn[demo]', or in a clone pip install -e '.[demo]'"
 
 _GRAPHEME_INDEX = {grapheme: index for index, grapheme in enumerate(GRAPHEMES) if len(grapheme) == 1}
+_PHONEME_INDEX = {phoneme: index for index, phoneme in enumerate(PHONEMES)}
 
 
 def path() -> Path:
@@ -99,3 +101,15 @@ def phonemes(tokens: list[int]) -> list[str]:
     """The names of decoded indices up to the first `PHONEME_END`, without it."""
     end = tokens.index(PHONEME_END) if PHONEME_END in tokens else len(tokens)
     return [PHONEMES[token] for token in tokens[:end]]
+
+
+def phoneme_tokens(names: Iterable[str]) -> list[int]:
+    """The table's indices of phonemes by name, and `PHONEME_END` at last.
+
+    Raises:
+        ValueError: the table has no phoneme of that name.
+    """
+    try:
+        return [*(_PHONEME_INDEX[name] for name in names), PHONEME_END]
+    except KeyError as error:
+        raise ValueError(f"there is no phoneme {error.args[0]!r} in the table of ARPAbet") from None

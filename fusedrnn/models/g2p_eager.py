@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from . import g2p_checkpoint as checkpoint
-from .g2p import G2P, Spelling, spelled
+from .g2p import G2P
+from .phonemizer import Spelling, spelled
 
 
 @torch.no_grad()

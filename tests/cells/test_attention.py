@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import fusedrnn
+from fusedrnn.capture import cache
 from fusedrnn.cells import AttentionWrapper, AttentionWrapperState, BahdanauAttention, GRUCell, LSTMCell, LuongAttention, MultiRNNCell
 
 from .golden import Case, close, gradcheck, random_state, steps
@@ -207,3 +208,21 @@ def test_bad_calls():
         bound(torch.zeros(3, 2), bound.zero_state())
     with pytest.raises(ValueError, match=r"state.attention must be a tensor \[B, 3\]"):
         bound(torch.zeros(2, 2), bound.zero_state()._replace(attention=torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("kind", ["luong", "bahdanau"])
+def test_without_alignments_in_the_state(kind):
+    kept, left_out = wrapper(torch.float32, kind), wrapper(torch.float32, kind, keep_alignments=False)
+    left_out.load_state_dict(kept.state_dict())
+    x = torch.randn(4, 3, 2)
+    cache.clear()
+    for positions in (5, 7, 4):
+        memory, lengths = torch.randn(3, positions, 3), torch.tensor([positions, 2, 1])
+        bound, lean = kept.bind(memory, lengths), left_out.bind(memory, lengths)
+        assert lean.state_size == bound.state_size._replace(alignments=())
+        expected, state = fusedrnn.dynamic_rnn(bound, x, time_major=True)
+        outputs, lean_state = fusedrnn.dynamic_rnn(lean, x, time_major=True, backend="stepwise")
+        torch.testing.assert_close(outputs, expected)
+        torch.testing.assert_close(lean_state[:2], state[:2])
+        assert lean_state.alignments == ()
+        assert cache.size() == 1  # one program for memories of every length

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fusedrnn import PlanError
 from fusedrnn.models import G2P, g2p_checkpoint, g2p_eager, g2p_numpy
-from fusedrnn.models.g2p import spelled
+from fusedrnn.models.phonemizer import spelled
 
 
 @pytest.fixture(scope="module")
