@@ -20,6 +20,7 @@ from ..contract import Leaf, Port
 from ..optimise.graph import aten, call, fake_mode, placeholders, value
 from ..optimise.simplify import simplify
 from .forward import Forward, ancestors, copied_node, is_by_rows, wanted
+from .steps import Functions
 from .totals import PRODUCTS, Summing, Totals
 
 
@@ -39,6 +40,7 @@ class Backward:
         by_rows: whether such a value has the batch first; else it is emitted for every row.
         totals: what is left to do behind it.
         wanted: of each source or known value the gradient.
+        functions: what makes values of the step behind it.
     """
 
     program: Program
@@ -49,6 +51,7 @@ class Backward:
     by_rows: dict[Node, bool]
     totals: Totals
     wanted: dict[Source | int, Node | None]
+    functions: Functions
     _sizes: dict[Node, list[Size]]
 
     def zeros(self, node: Node, batch: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -109,7 +112,7 @@ class _Building:
         self.graph.lint()
         return Backward(
             self._program(emitted), tuple(self.leaves["state"]), tuple(self.leaves["loop_state"]), self.given, tuple(emitted),
-            {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted,
+            {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted, Functions(joint, [*self.made.emits, *emitted]),
             {node: [function_of(size)[0] for size in value(node).shape] for node in totals.added},
         )  # fmt: skip
 

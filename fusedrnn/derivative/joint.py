@@ -13,8 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..capture import ops
 from ..capture.program import Source, Target
+from ..capture.sizes import expression
 from ..capture.step import COPIES, interpreted, is_mutation, tracing
-from ..optimise.graph import aten, call, fake_mode, output, outputs, placeholders, replace, value
+from ..optimise.graph import TRANSPARENT, aten, call, fake_mode, output, outputs, placeholders, replace, value
 from ..optimise.simplify import simplify
 from .core import Core
 
@@ -101,6 +102,7 @@ def joint(core: Core) -> Joint:
     _without_padding(graph)
     simplify(graph)
     _without_padding(graph)
+    _vectors_of_rows(graph, value(results[0]).shape[0])
     simplify(graph)
     graph.lint()
     inputs, returned = placeholders(graph), outputs(graph)
@@ -190,6 +192,31 @@ def _without_padding(graph: Graph) -> None:
             made = call(graph, aten.cat.default, [piece for _, piece in pieces], dim, like=node)
         replace(node, made)
     graph.eliminate_dead_code()
+
+
+def _vectors_of_rows(graph: Graph, batch: Any) -> None:
+    """A product ``X^T v`` over the places of all rows, as that of each row and a sum over the rows: so rows stay apart."""
+    for node in list(graph.nodes):
+        if node.target is not aten.mv.default:
+            continue
+        turned, vector = node.args
+        matrix: Any = turned.args[0] if turned.target in (aten.t.default, aten.permute.default) else None
+        parts = [_of_rows(part, batch) for part in (matrix, vector)]
+        if None in parts or value(parts[0]).ndim != 3 or value(parts[1]).ndim != 2:
+            continue
+        with graph.inserting_before(node):
+            rows = call(graph, aten.bmm.default, call(graph, aten.unsqueeze.default, parts[1], 1), parts[0], like=node)
+            made = call(graph, aten.sum.dim_IntList, call(graph, aten.squeeze.dim, rows, 1), [0], like=node)
+        replace(node, made)
+
+
+def _of_rows(node: Any, batch: Any) -> Node | None:
+    """What a view with the batch flattened into its first dimension was, before."""
+    if not isinstance(node, Node) or node.target not in TRANSPARENT:
+        return None
+    before: Any = node.args[0]
+    made = value(before)
+    return before if made.ndim == value(node).ndim + 1 and expression(made.shape[0]) == expression(batch) else None
 
 
 def _is_sum_of_parts(node: Node) -> bool:

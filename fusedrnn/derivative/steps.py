@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +25,69 @@ def is_size(node: Node) -> bool:
     return node.target is torch.ops.aten.sym_size.int
 
 
+@dataclass(frozen=True)
+class _Function:
+    """What makes a value of one step.
+
+    Attributes:
+        steps: the nodes that it takes of each step.
+        constants: those that it takes, the same at every step.
+        loops: it has to be called for each step by itself.
+    """
+
+    call: Callable[..., torch.Tensor]
+    steps: tuple[Node, ...]
+    constants: tuple[Node, ...]
+    loops: bool
+
+
+class Functions:
+    """What makes values of a step, kept from call to call.
+
+    Args:
+        joint: the step.
+        zero: the nodes that are zero where a row has ended.
+    """
+
+    def __init__(self, joint: Joint, zero: Collection[Node]) -> None:
+        self.joint, self.zero = joint, frozenset(zero)
+        self._known: dict[tuple[Node, frozenset[Node]], _Function] = {}
+
+    def of(self, node: Node, given: Collection[Node]) -> _Function:
+        """The function of a node, where all steps of some others are given."""
+        key = node, frozenset(given)
+        if key not in self._known:
+            self._known[key] = self._made(node, given)
+        return self._known[key]
+
+    def _made(self, node: Node, given: Collection[Node]) -> _Function:
+        joint, needed, waiting = self.joint, set[Node](), [node]
+        while waiting:
+            part = waiting.pop()
+            if part not in needed:
+                needed.add(part)
+                if part not in given and part not in joint.known:
+                    waiting += part.all_input_nodes
+        steps = tuple(part for part in joint.graph.nodes if part in needed and part in given)
+        constants = tuple(part for part in joint.graph.nodes if part in needed and part not in given and part in joint.known)
+        graph, loops = Graph(), False
+        copies = {part: graph.placeholder(part.name) for part in (*steps, *constants)}
+        for part in joint.graph.nodes:
+            if part in needed and part not in copies:
+                copies[part] = graph.node_copy(part, copies.__getitem__)
+                if part.target is ops.read:
+                    copies[part].target = read
+                elif part.target in ops.PYTHON:
+                    copies[part].target, loops = ops.PYTHON[part.target], loops or part.target is ops.draw
+        graph.output(copies[node])
+        return _Function(GraphModule(joint.module, graph).forward, steps, constants, loops)
+
+
 class AllSteps:
     """The steps of one call.
 
     Args:
-        joint: the step.
+        functions: of the step.
         given: of some nodes all steps ``[T, ...]``, the first step first.
         sums: of some nodes the sum of all steps.
         known: the values that are known before the loop.
@@ -38,12 +97,14 @@ class AllSteps:
     """
 
     def __init__(
-        self, joint: Joint, given: Mapping[Node, torch.Tensor], sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor],
+        self, functions: Functions, given: Mapping[Node, torch.Tensor], sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor],
         lengths: torch.Tensor, retires: bool, steps: int,
     ) -> None:  # fmt: skip
-        self._joint, self._retires, self._steps = joint, retires, steps
+        joint = functions.joint
+        self._functions, self._retires, self._sums = functions, retires, sums
         self._known = dict(zip(joint.known, known, strict=True))
-        self._all, self._sums = dict(given), sums
+        self._all = dict(given)
+        self._rows: dict[Node, torch.Tensor] = {}
         self._times = torch.arange(1, steps + 1, dtype=torch.int32)
         self._over = torch.arange(steps, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
         self._some_over = lengths.device.type != "cpu" or bool((lengths < steps).any())
@@ -52,6 +113,7 @@ class AllSteps:
                 self._all[node] = self._times
             elif source.kind == "finished":
                 self._all[node] = self._over
+        self._given = frozenset(self._all)
 
     def constant(self, part: Any) -> Any:
         """What is the same at every step."""
@@ -71,57 +133,32 @@ class AllSteps:
 
     def at_first(self, node: Node) -> torch.Tensor:
         """At the first step."""
-        if node in self._all:
-            return self._masked(self._all[node][:1])[0]
-        return self._masked(self._made(node, slice(1)))[0]
+        return self._masked(node, self._all[node][:1] if node in self._all else self._made(node, slice(1)))[0]
 
     def masked(self, node: Node) -> torch.Tensor:
         """``[T, B, ...]``, zero where a row has ended."""
-        return self._masked(self.all(node))
+        if node not in self._rows:
+            self._rows[node] = self._masked(node, self.all(node))
+        return self._rows[node]
 
     def rows(self, node: Node) -> torch.Tensor:
         """``[T * B, ...]``, zero where a row has ended."""
         return self.masked(node).flatten(0, 1)
 
-    def _masked(self, made: torch.Tensor) -> torch.Tensor:
-        if not self._retires or not self._some_over or not (made.is_floating_point() or made.is_complex()):
+    def _masked(self, node: Node, made: torch.Tensor) -> torch.Tensor:
+        if not self._retires or not self._some_over or node in self._functions.zero or not (made.is_floating_point() or made.is_complex()):
             return made
         return made.masked_fill(self._over[: len(made)].view(*made.shape[:2], *[1] * (made.ndim - 2)), 0)
 
     def _made(self, node: Node, which: slice) -> torch.Tensor:
-        graph, leaves = Graph(), list[Node]()
-        copies: dict[Node, Node] = {}
-        needed, waiting = set[Node](), [node]
-        while waiting:
-            part = waiting.pop()
-            if part not in needed:
-                needed.add(part)
-                if part not in self._all:
-                    waiting += part.all_input_nodes
-        steps: list[torch.Tensor] = []
-        constants: list[torch.Tensor] = []
-        for part in self._joint.graph.nodes:
-            if part in needed and part in self._all:
-                copies[part] = graph.placeholder(part.name)
-                steps.append(self._all[part][which])
-        for part in self._joint.graph.nodes:
-            if part in needed and part not in copies and part in self._known:
-                copies[part] = graph.placeholder(part.name)
-                constants.append(self._known[part])
-        loops = not steps
-        for part in self._joint.graph.nodes:
-            if part in needed and part not in copies:
-                copies[part] = graph.node_copy(part, copies.__getitem__)
-                if part.target is ops.read:
-                    copies[part].target = read
-                elif part.target in ops.PYTHON:
-                    copies[part].target, loops = ops.PYTHON[part.target], loops or part.target is ops.draw
-        graph.output(copies[node])
-        function = GraphModule(self._joint.module, graph).forward
+        if node in self._known:
+            return self._known[node].expand(len(self._times[which]), *self._known[node].shape)
+        function = self._functions.of(node, self._given)
+        steps = [self._all[part][which] for part in function.steps]
+        constants = [self._known[part] for part in function.constants]
         if not steps:
-            made: torch.Tensor = function(*constants)
+            made = function.call(*constants)
             return made.expand(len(self._times[which]), *made.shape)
-        if loops:  # draws know their time as a number
-            return torch.stack([function(*parts, *constants) for parts in zip(*steps, strict=True)])
-        made = torch.vmap(function, in_dims=(*[0] * len(steps), *[None] * len(constants)))(*steps, *constants)
-        return made
+        if function.loops:  # draws know their time as a number
+            return torch.stack([function.call(*parts, *constants) for parts in zip(*steps, strict=True)])
+        return torch.vmap(function.call, in_dims=(*[0] * len(steps), *[None] * len(constants)))(*steps, *constants)  # type: ignore[no-any-return]

@@ -200,7 +200,7 @@ class _Run:
             emit = found.made["emit", place].flip(0)
             every[node] = emit if by_rows[node] else emit[:, 0]
         sums = {node: leaf for node, leaf in final.items() if not isinstance(node, Source)}
-        all_steps = AllSteps(forward.joint, every, sums, [value.detach() for value in known], lengths, forward.core.retires, steps)
+        all_steps = AllSteps(derivative.functions, every, sums, [value.detach() for value in known], lengths, forward.core.retires, steps)
         totals = {
             number: derivative.totals.of[gradient](all_steps)
             for number, gradient in derivative.wanted.items()
