@@ -23,7 +23,6 @@ from .forward import Forward, ancestors, copied_node, is_by_rows, wanted
 from .steps import Functions
 from .totals import PRODUCTS, Summing, Totals
 
-
 _STACKED = ("emit", "value")  # kinds of targets whose gradients come in for all steps at once
 
 
@@ -32,8 +31,8 @@ class Backward:
     """The derivative of a loop.
 
     Attributes:
-        program: its closed-over tensors are what is known before the loop, the rows' lengths, what was kept, the gradients of ``given`` and an
-            empty tensor ``[T]``, in this order.
+        program: its closed-over tensors are what is known before the loop, the rows' lengths, what was kept, the gradients of ``given`` and
+            an empty tensor ``[T]``, in this order.
         state, loop_state: of each leaf: the source whose gradient it is, or the node of the joint graph of which it is the sum.
         given: the emits and writes whose gradients it reads.
         emitted: the nodes of the joint graph that it emits, the last step first.
@@ -112,7 +111,8 @@ class _Building:
         self.graph.lint()
         return Backward(
             self._program(emitted), tuple(self.leaves["state"]), tuple(self.leaves["loop_state"]), self.given, tuple(emitted),
-            {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted, Functions(joint, [*self.made.emits, *emitted]),
+            {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted,
+            Functions(joint, [*self.made.emits, *emitted]),
             {node: [function_of(size)[0] for size in value(node).shape] for node in totals.added},
         )  # fmt: skip
 
@@ -122,12 +122,13 @@ class _Building:
         self.time = self._placeholder(Source("time"), (), torch.int32)
         incoming = [(source, self.tangents[Target(*source)]) for source in carried]
         for kind in ("state", "loop_state"):
-            for leaf, node in [*incoming, *[(gradient, gradient) for gradient in totals.added]]:
+            leaves: list[tuple[Source | Node, Node]] = [*incoming, *[(gradient, gradient) for gradient in totals.added]]
+            for leaf, node in leaves:
                 like = value(node)
                 if (kind == "state") != is_by_rows(like, self.batch):
                     continue
                 made = self._placeholder(Source(kind, len(self.leaves[kind])), like.shape, like.dtype)
-                self.leaves[kind].append(leaf)  # type: ignore[arg-type]
+                self.leaves[kind].append(leaf)
                 if isinstance(leaf, Source):
                     self.copies[node] = made
                 else:
@@ -254,10 +255,11 @@ class _Building:
                 expr = expression(size)
                 if isinstance(expr, sympy.Symbol) and expr != self.batch:
                     symbols.setdefault(str(expr), (place, dim))
-        made = {(target.kind, target.place): value(node) for target, node in zip(self.targets, self.returned, strict=True)}
+        results = {target: value(node) for target, node in zip(self.targets, self.returned, strict=True)}
 
         def port(name: str, kind: str, count: int) -> Port:
-            leaves = [Leaf(tuple(made[kind, place].shape), made[kind, place].dtype) for place in range(count)]
+            found = [results[Target(kind, place)] for place in range(count)]
+            leaves = [Leaf(tuple(leaf.shape), leaf.dtype) for leaf in found]
             return Port(name, trees.flatten(tuple(range(count)))[1], leaves)
 
         return Program(

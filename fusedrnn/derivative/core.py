@@ -1,12 +1,13 @@
-"""The part of a step that has to be differentiated in a loop. In: a program; out: a step whose inputs are known before the loop, carried, or
-the time, and a function that makes what is known.
+"""The part of a step that has to be differentiated in a loop. In: a program; out: a step that takes what is known before the loop, what is
+carried and the time, and a function that makes what is known.
 
-What a step makes of the closed-over tensors alone is made once before the loop: torch differentiates that as it does anything. The loop's own
-derivative ends at those values.
+What a step makes of the closed-over tensors alone is made once before the loop: torch differentiates that as it does anything. The
+derivative of the loop ends at those values.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..capture import ops
 from ..capture.program import INVARIANT, Program, Source, Target
-from ..lowering.pipeline import drop_masks, optimised
-from ..optimise.going_on import going_on
+from ..capture.sizes import function_of
+from ..lowering.pipeline import drop_masks, looked_up, optimised
 from ..optimise.graph import copied, made_of, outputs, placeholders, value
-from ..optimise.hoist import Moved, hoist
+from ..optimise.hoist import Moved
 from ..optimise.simplify import simplify
 
 Known = Callable[..., Sequence[torch.Tensor]]
@@ -50,6 +51,12 @@ class Core:
     made: Known
     needs: tuple[Source, ...]
 
+    def table_size(self, place: int, tensors: Sequence[torch.Tensor]) -> int:
+        """How many words the table has that an input's tokens are looked up in, for the closed-over tensors."""
+        size, names = function_of(self.moved.tables[place])
+        found = {name: self.hoisted.symbols[name] for name in names}
+        return size({name: tensors[at].shape[dim] for name, (at, dim) in found.items()})
+
     @property
     def targets(self) -> tuple[Target, ...]:
         """Of the step."""
@@ -59,7 +66,9 @@ class Core:
 def core(program: Program) -> Core:
     """Split a step at what is known before the loop."""
     retires = optimised(program, program.batch).retires
-    hoisted, moved = hoist(going_on(program))
+    found, moved = looked_up(program)
+    graph = copied(found.module.graph)
+    hoisted = dataclasses.replace(found, module=GraphModule(found.module, graph), plans={})
     graph = hoisted.module.graph
     simplify(graph, differentiable=True)
     if retires:

@@ -104,7 +104,7 @@ def _keeping(split: Core, both: Joint, choice: Kept, program: Program) -> tuple[
     hoisted = split.hoisted
     root, graph = torch.nn.Module(), Graph()
     copies: dict[Node, Node] = {}
-    for node, source in zip(placeholders(hoisted.module.graph), hoisted.sources, strict=True):
+    for node in placeholders(hoisted.module.graph):
         copies[node] = copied_node(graph, node, copies, hoisted.module, root, "known")
     before = ancestors(split.known)
     for node in hoisted.module.graph.nodes:
@@ -136,8 +136,9 @@ def _keeping(split: Core, both: Joint, choice: Kept, program: Program) -> tuple[
         following += 1
     graph.output(returned)
     graph.lint()
+    origin = program.before[0] if program.before else program
     changed = dataclasses.replace(
-        hoisted, module=GraphModule(root, graph), targets=tuple(targets), before=(program, split.moved), plans={}
+        hoisted, module=GraphModule(root, graph), targets=tuple(targets), before=(origin, split.moved), plans={}
     )  # fmt: skip
     return changed, places, by_rows
 

@@ -15,7 +15,7 @@ from ..capture import ops
 from ..capture.program import Source, Target
 from ..capture.sizes import expression
 from ..capture.step import COPIES, interpreted, is_mutation, tracing
-from ..optimise.graph import TRANSPARENT, aten, call, fake_mode, output, outputs, placeholders, replace, value
+from ..optimise.graph import TRANSPARENT, aten, call, fake_mode, outputs, placeholders, replace, value
 from ..optimise.simplify import simplify
 from .core import Core
 
@@ -237,12 +237,12 @@ def _parts(node: Node) -> tuple[int, list[tuple[int, Node]]] | None:
             continue
         if part.target is not aten.slice_backward.default:
             return None
-        gradient, sizes, dim, begin, end, step = part.args
+        gradient, _, dim, begin, end, step = part.args
         rank = value(part).ndim
-        size = value(part).shape[dim]  # type: ignore[index]
+        size = value(part).shape[dim]
         if step != 1 or not isinstance(size, int) or not isinstance(begin, int) or not isinstance(end, int):
             return None
-        dims.add(dim % rank)  # type: ignore[operator]
+        dims.add(dim % rank)
         begin, end = (min(place + size if place < 0 else place, size) for place in (begin, end))
         found.append((begin, end, gradient))  # type: ignore[arg-type]
     found.sort(key=lambda part: part[0])

@@ -161,4 +161,4 @@ class AllSteps:
             return made.expand(len(self._times[which]), *made.shape)
         if function.loops:  # draws know their time as a number
             return torch.stack([function.call(*parts, *constants) for parts in zip(*steps, strict=True)])
-        return torch.vmap(function.call, in_dims=(*[0] * len(steps), *[None] * len(constants)))(*steps, *constants)  # type: ignore[no-any-return]
+        return torch.vmap(function.call, in_dims=(*[0] * len(steps), *[None] * len(constants)))(*steps, *constants)

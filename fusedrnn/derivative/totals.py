@@ -1,8 +1,8 @@
 """Gradients of what is known before the loop: sums over all steps. In: a `Joint`; out: what the loop has to emit for them, what it adds up
 itself, and functions of what it emitted.
 
-A sum over the steps of a linear function is the function of the sum; a product over the rows of one step, summed over the steps, is a product
-over the rows of all steps. So weight gradients become one product each behind the loop.
+The sum over the steps of a linear function is the function of the sum. Products over the rows of one step, summed over the steps, are one
+product over the rows of all steps: so a weight's gradient is one product behind the loop.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from ..capture import ops
+from ..capture.sizes import expression
 from ..optimise.graph import TRANSPARENT, aten, value
 from .joint import Joint
 from .kept import hint
@@ -66,9 +67,10 @@ class Summing:
         made = None if rule is None else rule(self, node)
         if made is not None:
             return made
-        operand = node.args[0] if node.args else None
-        if node.target in _LINEAR and operand in self.joint.backward and self.is_constant([*node.args[1:], *node.kwargs.values()]):
-            inner, target, rest, kwargs = self.total(operand), node.target, node.args[1:], dict(node.kwargs)  # type: ignore[arg-type]
+        args: Any = node.args
+        if node.target in _LINEAR and args[0] in self.joint.backward and self.is_constant([*args[1:], *node.kwargs.values()]):
+            target: Any = node.target
+            inner, rest, kwargs = self.total(args[0]), args[1:], dict(node.kwargs)
             return lambda steps: target(inner(steps), *[steps.constant(part) for part in rest], **kwargs)
         if node not in self.found.added:
             self.found.added.append(node)
@@ -91,7 +93,7 @@ class Summing:
         if not isinstance(node, Node) or not isinstance(made, torch.Tensor) or not made.ndim:
             return False
         size = made.shape[0]
-        return (size.node.expr if isinstance(size, torch.SymInt) else size) == self.batch
+        return bool(expression(size) == self.batch)
 
     def read(self, *nodes: Any) -> None:
         """A function of these is made behind the loop."""
@@ -99,23 +101,22 @@ class Summing:
 
 
 def _of_sum(summing: Summing, node: Node) -> Total | None:
-    one, other = node.args[:2]
+    args: Any = node.args
+    one, other = args
     if node.kwargs or not all(part in summing.joint.backward and value(part).shape == value(node).shape for part in (one, other)):
         return None
-    first, second = summing.total(one), summing.total(other)  # type: ignore[arg-type]
+    first, second = summing.total(one), summing.total(other)
     return lambda steps: first(steps) + second(steps)
 
 
 def _of_product(summing: Summing, node: Node) -> Total | None:
-    left, right = node.args[-2:]
-    if node.target is aten.addmm.default:
-        return None
-    assert isinstance(left, Node)
+    args: Any = node.args
+    left, right = args
     turned = left.args[0] if left.target in (aten.t.default, aten.permute.default, aten.transpose.int) else None
     if isinstance(turned, Node) and value(left).ndim == 2 and summing.by_rows(turned) and summing.by_rows(right):
-        summing.read(turned, right)  # type: ignore[arg-type]
+        summing.read(turned, right)
         summing.found.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
-        return lambda steps: steps.rows(turned).t() @ steps.rows(right)  # type: ignore[arg-type]
+        return lambda steps: steps.rows(turned).t() @ steps.rows(right)
     if right in summing.joint.known and left in summing.joint.backward:
         inner = summing.total(left)
         return lambda steps: inner(steps) @ steps.constant(right)
@@ -124,7 +125,8 @@ def _of_product(summing: Summing, node: Node) -> Total | None:
 
 def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:
     """A product of each row's own: over the steps it is one with a longer inner dimension."""
-    left, right = node.args
+    args: Any = node.args
+    left, right = args
     if not (summing.by_rows(left) and summing.by_rows(right)):
         return None
     rows, inner, columns = map(hint, (value(left).shape[1], value(left).shape[2], value(right).shape[2]))
@@ -133,26 +135,25 @@ def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:
     summing.read(left, right)
     return lambda steps: torch.bmm(
         steps.masked(left).permute(1, 2, 0, 3).flatten(2),
-        steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2),  # type: ignore[arg-type]
+        steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2),
     )
 
 
 def _of_row_sum(summing: Summing, node: Node) -> Total | None:
-    operand: Any = node.args[0]
+    args: Any = node.args
+    operand, dims, keepdim = args if len(args) == 3 else (*args, False)
     rank = value(operand).ndim
-    dims = [dim % rank for dim in (node.args[1] or range(rank))] if len(node.args) > 1 else list(range(rank))  # type: ignore[union-attr, operator]
+    dims = [dim % rank for dim in dims or range(rank)]
     if 0 not in dims or not summing.by_rows(operand):
         return None
-    keepdim = bool(node.args[2]) if len(node.args) > 2 else False
     summing.read(operand)
-    kwargs = dict(node.kwargs)
+    kwargs: Any = node.kwargs
     return lambda steps: torch.sum(steps.rows(operand), dims, keepdim, **kwargs)
 
 
 def _of_read(summing: Summing, node: Node) -> Total | None:
-    gradient, x, index, dim = node.args
-    assert isinstance(gradient, Node)
-    assert isinstance(index, Node)
+    args: Any = node.args
+    gradient, x, index, dim = args
     if not summing.by_rows(gradient):
         return None
     summing.read(gradient, index)
@@ -161,7 +162,7 @@ def _of_read(summing: Summing, node: Node) -> Total | None:
         source, places = steps.constant(x), steps.all(index)
         size = source.shape[dim]
         places = torch.where(places < 0, places + size, places).clamp(0, max(size - 1, 0)).long()
-        made = steps.all(gradient).movedim(0, dim)
+        made = steps.masked(gradient).movedim(0, dim)
         if size == len(places) and places.device.type == "cpu" and torch.equal(places, torch.arange(size)):
             return made.contiguous()
         return torch.zeros_like(source, dtype=made.dtype).index_add(dim, places, made) if size else torch.zeros_like(source)
@@ -170,49 +171,56 @@ def _of_read(summing: Summing, node: Node) -> Total | None:
 
 
 def _of_look_up(summing: Summing, node: Node) -> Total | None:
-    gradient, indices, *rest = node.args
+    args: Any = node.args
+    gradient, indices, *rest = args
     if not summing.by_rows(gradient) or not summing.by_rows(indices) or not summing.is_constant(rest):
         return None
-    summing.read(gradient, indices)  # type: ignore[arg-type]
-    return lambda steps: aten.embedding_dense_backward(steps.rows(gradient), steps.rows(indices), *[steps.constant(part) for part in rest])  # type: ignore[arg-type]
+    summing.read(gradient, indices)
+    put: Any = aten.embedding_dense_backward
+    return lambda steps: put(steps.rows(gradient), steps.rows(indices), *[steps.constant(part) for part in rest])
 
 
 def _of_put(summing: Summing, node: Node) -> Total | None:
     """Gradients of an index over what is known: the rows of all steps put into the same zeros."""
-    into, indices, values, *accumulate = node.args
-    if accumulate != [True] or not isinstance(into, Node) or into.target not in _ZEROS or not summing.by_rows(values):
+    args: Any = node.args
+    into, indices, values, *accumulate = args
+    if accumulate != [True] or into.target not in _ZEROS or not summing.by_rows(values):
         return None
-    if not all(index is not None and summing.by_rows(index) and value(index).dtype != torch.bool for index in indices):  # type: ignore[union-attr]
+    if not all(index is not None and summing.by_rows(index) and value(index).dtype != torch.bool for index in indices):
         return None
-    if any(value(index).ndim != value(indices[0]).ndim for index in indices):  # type: ignore[index, union-attr]
+    if any(value(index).ndim != value(indices[0]).ndim for index in indices):
         return None
     like = next((known for known in summing.joint.known if value(known).shape == value(into).shape), None)
     if like is None:
         return None
-    summing.read(values, *indices)  # type: ignore[misc]
+    summing.read(values, *indices)
 
     def total(steps: AllSteps) -> torch.Tensor:
-        rows = steps.rows(values)  # type: ignore[arg-type]
+        rows = steps.rows(values)
         made = torch.zeros_like(steps.constant(like), dtype=rows.dtype)
-        return made.index_put([steps.rows(index) for index in indices], rows, accumulate=True)  # type: ignore[union-attr]
+        return made.index_put([steps.rows(index) for index in indices], rows, accumulate=True)
 
     return total
 
 
 def _of_first(summing: Summing, node: Node) -> Total | None:
     """What is taken at the first step only: ``where(time == 1, x, 0)``."""
-    test, made, other = node.args
-    if not isinstance(test, Node) or test.target is not aten.eq.Scalar or test.args[1] != 1 or not summing.by_rows(made):
+    args: Any = node.args
+    test, made, other = args
+    if test.target is not aten.eq.Scalar or test.args[1] != 1 or not summing.by_rows(made) or not _is_zero(other):
         return None
-    source = summing.joint.sources.get(test.args[0])  # type: ignore[arg-type]
-    if source is None or source.kind != "time" or not (isinstance(other, Node) and _is_zero(other)):
+    source = summing.joint.sources.get(test.args[0])
+    if source is None or source.kind != "time":
         return None
-    summing.read(made)  # type: ignore[arg-type]
-    return lambda steps: steps.at_first(made)  # type: ignore[arg-type]
+    summing.read(made)
+    return lambda steps: steps.at_first(made)
 
 
 def _is_zero(node: Node) -> bool:
-    return (node.target is aten.scalar_tensor.default and node.args[0] == 0) or (node.target is aten.full.default and node.args[1] == 0)
+    args: Any = node.args
+    if node.target is aten.full.default:
+        return bool(args[1] == 0)
+    return node.target is aten.scalar_tensor.default and bool(args[0] == 0)
 
 
 _ZEROS = (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default, aten.full.default)

@@ -145,7 +145,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
     if refused is None and (now or worth_compiling(begun, program, tensors)):
         try:
             if differentiated.needs_gradients(begun, program, tensors):
-                differentiated.differentiated(program, differentiated.needed(begun, program, tensors))
+                differentiated.derived(program, differentiated.needed(begun, program, tensors))
             return _native(call, frame, begun, program, tensors)
         except NotCapturable as error:
             refused = error
@@ -174,7 +174,7 @@ def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence
     if begun.device.type != "cpu":
         return NotCapturable(f"the native executor runs on a CPU, this loop is on {begun.device}")
     if differentiated.needs_gradients(begun, program, tensors):
-        known = differentiated.known(program, begun, tensors)
+        known = differentiated.known(begun, program, tensors)
         if isinstance(known, NotCapturable):
             return NotCapturable(f"gradients are needed: {known.reason}", known.location)
     known = program.plans.get("native")
@@ -187,5 +187,5 @@ def native_refusal(call: Call, begun: Start, program: Program, tensors: Sequence
 def worth_compiling(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:
     """Whether a program is compiled already, its derivative too where that is needed, or has cost about what compiling it costs."""
     with_gradients = differentiated.needs_gradients(begun, program, tensors)
-    compiled = differentiated.known(program, begun, tensors) is not None if with_gradients else "native" in program.plans
+    compiled = differentiated.known(begun, program, tensors) is not None if with_gradients else "native" in program.plans
     return compiled or program.plans.get("seconds step by step", 0.0) > _COMPILING

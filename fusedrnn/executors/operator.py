@@ -27,7 +27,7 @@ from . import differentiated, native, persistent
 from .warm import Warm
 
 _numbers = itertools.count()
-_COMPILES = {"native": native.for_call, "persistent": persistent.for_call}
+_COMPILES: dict[str, differentiated.Compile] = {"native": native.for_call, "persistent": persistent.for_call}
 
 
 @dataclass(eq=False)

@@ -61,7 +61,7 @@ def optimised(
     Raises:
         Unlowered: an operator has no rule, and torch cannot take it apart.
     """
-    program, moved = (program, replace(program.before[1])) if program.before else hoist(going_on(program))
+    program, moved = looked_up(program)
     graph = copied(program.module.graph)
     simplify(graph)
     if wide:  # before torch takes sums of half precision apart with a rounding
@@ -82,6 +82,14 @@ def optimised(
         drop_masks(program, module.graph)
     assert locality is not None or not retires
     return Optimised(program, module, locality, mixes, retires, moved, sunk)
+
+
+def looked_up(program: Program) -> tuple[Program, Moved]:
+    """The program with its inputs looked up where that frees work from the loop, and what that moved."""
+    if program.before is None:
+        return hoist(going_on(program))
+    moved: Moved = program.before[1]
+    return program, replace(moved, hoisted=[*moved.hoisted])
 
 
 def spread(made: Optimised, batch: Any) -> Optimised | None:
