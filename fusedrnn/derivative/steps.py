@@ -20,6 +20,10 @@ def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
 
 
+def _size(x: torch.Tensor, dim: int) -> int:
+    return x.shape[dim]
+
+
 def is_size(node: Node) -> bool:
     """Whether a node is a size of another one."""
     return node.target is torch.ops.aten.sym_size.int
@@ -77,6 +81,8 @@ class Functions:
                 copies[part] = graph.node_copy(part, copies.__getitem__)
                 if part.target is ops.read:
                     copies[part].target = read
+                elif is_size(part):
+                    copies[part].target = _size  # which vmap does not take apart
                 elif part.target in ops.PYTHON:
                     copies[part].target, loops = ops.PYTHON[part.target], loops or part.target is ops.draw
         graph.output(copies[node])

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
-from .. import checkpoints, fallback
+from .. import checkpoints, fallback, memory
 from ..capture.program import Program, Source, Target
 from ..capture.refusal import NotCapturable
+from ..capture.sizes import function_of
 from ..contract import Call, Start
 from ..derivative.backward import Backward, backward
 from ..derivative.forward import Forward, forward
+from ..derivative.kept import Kept
 from ..derivative.steps import AllSteps
 from ..fallback import log
 from ..frames import Frame
+from ..optimise.bounds import bounds
 from . import stepwise
 from .native_call import End
 from .warm import Compiled
@@ -27,6 +30,7 @@ Gradients = dict[Source, torch.Tensor]
 
 _TREES = ("inputs", "state", "loop_state")
 STACKED = ("emit", "value")
+_MOST_KEPT = 0.5  # of the free memory: what is kept may take so much, else products are made again
 
 
 def sources(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> dict[Source, torch.Tensor]:
@@ -75,21 +79,24 @@ def known(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> De
     return found
 
 
-def _key(needed: frozenset[Source]) -> str:
-    return f"derivative {sorted(needed)}"
+def _key(needed: frozenset[Source], again: bool = False) -> str:
+    return f"derivative {sorted(needed)}{' again' if again else ''}"
 
 
-def derived(program: Program, needed: frozenset[Source]) -> Derived:
+def derived(program: Program, needed: frozenset[Source], again: bool = False) -> Derived:
     """The program with its derivative, made when first asked for.
+
+    Args:
+        again: keep what is carried alone, and make the rest again.
 
     Raises:
         NotCapturable: there is no derivative as a loop.
     """
-    key = _key(needed)
+    key = _key(needed, again)
     if key not in program.plans:
         made: Derived | NotCapturable
         try:
-            ahead = forward(program, needed)
+            ahead = forward(program, needed, again=again)
             made = Derived(ahead, needed, {})
             made.backward(frozenset(target for target in ahead.joint.given if target.kind in STACKED))
         except NotCapturable as refused:
@@ -127,7 +134,9 @@ def _with_derivative(run: Run, needed: frozenset[Source], tensors: int) -> Run:
     """The same call with a compiled backward."""
     every = checkpoints.every()
     if every is None:
-        return DerivedRun(derived(run.program, needed), run)
+        made = derived(run.program, needed)
+        room = memory.free(run.device) * _MOST_KEPT
+        return DerivedRun(made if run.bytes(made.forward.kept) <= room else derived(run.program, needed, again=True), run)
     from .checkpointed import CheckpointedRun, derived_segment, segments  # it stands on this module
 
     return CheckpointedRun(derived_segment(run.program, tensors, needed), run, every, segments(run.program, tensors))
@@ -156,6 +165,8 @@ class Run:
         self.seed: Any = frame.seed if program.draws else None
         self.ended: End | None = None
         self.targets: list[Target] = []
+        self.device, self._batch = begun.device, begun.batch
+        self._bound = _bound(call, begun, program, tensors)
         self._others = [None if Source("tensor", place) in given else tensor for place, tensor in enumerate(tensors)]
         bare = {
             kind: None if leaves is None else [self._other(kind, place, leaf) for place, leaf in enumerate(leaves)]
@@ -166,6 +177,10 @@ class Run:
     def _other(self, kind: str, place: int, leaf: Any) -> Any:
         """A leaf that is not given: what is given must not be kept by what autograd keeps."""
         return None if Source(kind, place) in self.given else leaf
+
+    def bytes(self, kept: Kept) -> int:
+        """That a choice of what to keep takes; 0 where no bound on the steps is known."""
+        return (self._bound or 0) * self._batch * kept.bytes_per_row
 
     def started(self, tensors: Sequence[torch.Tensor]) -> tuple[Start, list[torch.Tensor]]:
         """Time 0 and the closed-over tensors, of what is given."""
@@ -235,6 +250,15 @@ class Run:
         for kind in ("state", "loop_state"):
             made |= {Target(kind, place): leaf for place, leaf in enumerate(steps.trees[kind]) if isinstance(leaf, torch.Tensor)}
         return made
+
+
+def _bound(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> int | None:
+    """The most steps that the loop takes, if that is known."""
+    found = [] if call.max_steps is None else [call.max_steps]
+    for size, names in map(function_of, bounds(program)):
+        at = {name: program.symbols.get(name) for name in names}
+        found.append(size({name: begun.batch if place is None else tensors[place[0]].shape[place[1]] for name, place in at.items()}))
+    return min(found, default=None)
 
 
 def trees(begun: Start) -> dict[str, list[Any] | None]:
