@@ -19,6 +19,7 @@ from .cells import (
     RNNCell,
     ZoneoutWrapper,
 )
+from .checkpoints import checkpointed
 from .decode import dynamic_decode
 from .errors import PlanError
 from .fallback import fallbacks
@@ -50,6 +51,7 @@ __all__ = [
     "ZoneoutWrapper",
     "__version__",
     "bidirectional_dynamic_rnn",
+    "checkpointed",
     "compile",
     "dynamic_decode",
     "dynamic_rnn",
