@@ -16,7 +16,6 @@ from ..capture.sizes import function_of
 from ..contract import Call, Start
 from ..derivative.backward import Backward, backward
 from ..derivative.forward import Forward, forward
-from ..derivative.kept import Kept
 from ..derivative.steps import AllSteps
 from ..fallback import log
 from ..frames import Frame
@@ -135,11 +134,20 @@ def _with_derivative(run: Run, needed: frozenset[Source], tensors: int) -> Run:
     every = checkpoints.every()
     if every is None:
         made = derived(run.program, needed)
-        room = memory.free(run.device) * _MOST_KEPT
-        return DerivedRun(made if run.bytes(made.forward.kept) <= room else derived(run.program, needed, again=True), run)
+        return DerivedRun(derived(run.program, needed, again=True) if takes_too_much(made, run.bound, run.begun) else made, run)
     from .checkpointed import CheckpointedRun, derived_segment, segments  # it stands on this module
 
     return CheckpointedRun(derived_segment(run.program, tensors, needed), run, every, segments(run.program, tensors))
+
+
+def makes_again(made: Derived, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a call would keep what is carried alone."""
+    return takes_too_much(made, most_steps(call, begun, program, tensors), begun)
+
+
+def takes_too_much(made: Derived, steps: int | None, begun: Start) -> bool:
+    """Whether what so many steps keep takes more of the free memory than it may; not where no bound on the steps is known."""
+    return (steps or 0) * begun.batch * made.forward.kept.bytes_per_row > memory.free(begun.device) * _MOST_KEPT
 
 
 class Run:
@@ -165,22 +173,17 @@ class Run:
         self.seed: Any = frame.seed if program.draws else None
         self.ended: End | None = None
         self.targets: list[Target] = []
-        self.device, self._batch = begun.device, begun.batch
-        self._bound = _bound(call, begun, program, tensors)
+        self.bound = most_steps(call, begun, program, tensors)
         self._others = [None if Source("tensor", place) in given else tensor for place, tensor in enumerate(tensors)]
         bare = {
             kind: None if leaves is None else [self._other(kind, place, leaf) for place, leaf in enumerate(leaves)]
             for kind, leaves in trees(begun).items()
         }
-        self._begun = replace(begun, **bare)  # type: ignore[arg-type]
+        self.begun = replace(begun, **bare)  # type: ignore[arg-type]
 
     def _other(self, kind: str, place: int, leaf: Any) -> Any:
         """A leaf that is not given: what is given must not be kept by what autograd keeps."""
         return None if Source(kind, place) in self.given else leaf
-
-    def bytes(self, kept: Kept) -> int:
-        """That a choice of what to keep takes; 0 where no bound on the steps is known."""
-        return (self._bound or 0) * self._batch * kept.bytes_per_row
 
     def started(self, tensors: Sequence[torch.Tensor]) -> tuple[Start, list[torch.Tensor]]:
         """Time 0 and the closed-over tensors, of what is given."""
@@ -188,9 +191,9 @@ class Run:
         closed_over: list[Any] = [values.get(Source("tensor", place), other) for place, other in enumerate(self._others)]
         leaves = {
             kind: None if tree is None else [values.get(Source(kind, place), leaf) for place, leaf in enumerate(tree)]
-            for kind, tree in trees(self._begun).items()
+            for kind, tree in trees(self.begun).items()
         }
-        return replace(self._begun, **leaves), closed_over  # type: ignore[arg-type]
+        return replace(self.begun, **leaves), closed_over  # type: ignore[arg-type]
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the loop; what has to be kept for the backward."""
@@ -252,7 +255,7 @@ class Run:
         return made
 
 
-def _bound(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> int | None:
+def most_steps(call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> int | None:
     """The most steps that the loop takes, if that is known."""
     found = [] if call.max_steps is None else [call.max_steps]
     for size, names in map(function_of, bounds(program)):

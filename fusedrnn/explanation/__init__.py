@@ -27,7 +27,7 @@ from ..optimise.graph import copied, show
 from ..optimise.hoist import hoist
 from ..optimise.simplify import simplify
 from ..quantization import error_of
-from . import cost, text
+from . import cost, gradients, text
 from .facts import Choice, Facts, Phase, Product, Quantized, Refusal, Rows, Step, line_of_code
 from .kernel import kernel
 from .names import Names, Sizes, tensor_names
@@ -320,7 +320,7 @@ def _step(
     return Step(
         found.reads, found.feedback, found.finished, sorted(bounds, key=lambda bound: bound.steps), _rows(begun, program, source), moved,
         phases, ahead, after, found.draws, costs, kernel(program, begun.batch, begun.device, tensors),
-        _quantized(tensor_names, tensors), list(program.plans.get("counts", ())),
+        _quantized(tensor_names, tensors), list(program.plans.get("counts", ())), gradients.backward(call, begun, program, tensors),
     )  # fmt: skip
 
 

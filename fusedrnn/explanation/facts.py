@@ -248,6 +248,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Backward:
+    """The derivative of a loop, which is a loop from the last step to the first.
+
+    Attributes:
+        gates_bytes: that a step keeps of a row for it: what products and reductions made (an LSTM's gates), and what is carried.
+        again_bytes: that it keeps where all but what is carried is made again, in the backward.
+        again: the second is what a call of this size would do: the first takes more than half of the free memory.
+        sums: gradients that are products behind the loop.
+        added: sizes of what the loop itself adds up, a row or the whole: sums that are no product of what its steps emit.
+    """
+
+    gates_bytes: int
+    again_bytes: int
+    again: bool
+    sums: list[str]
+    added: list[str]
+
+
+@dataclass(frozen=True)
 class Step:
     """A captured step.
 
@@ -260,6 +279,7 @@ class Step:
         draws: how many places draw random numbers, all of them counter-based.
         cost: None where a size is not known.
         kernel: the persistent kernel, or why there can be none.
+        backward: the derivative, or why it is none of its own; None where nothing needs a gradient.
     """
 
     reads: list[Read]
@@ -276,6 +296,7 @@ class Step:
     kernel: Kernel | Refusal
     quantized: list[Quantized]
     counts: list[str]
+    backward: Backward | Refusal | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .facts import Bound, Cost, Embedding, Facts, Feedback, Finish, Kernel, Read, Refusal, Rows, Step
+from .facts import Backward, Bound, Cost, Embedding, Facts, Feedback, Finish, Kernel, Read, Refusal, Rows, Step
 
 _WIDTH = 110
 _LABEL = 13
@@ -159,8 +159,22 @@ def _work(step: Step) -> Iterator[tuple[str, str]]:
             for one in step.quantized
         ],
     )
+    yield from _backward(step.backward)
     yield "", ""
     yield from _kernel(step.kernel)
+
+
+def _backward(backward: Backward | Refusal | None) -> Iterator[tuple[str, str]]:
+    if backward is None:
+        return
+    if isinstance(backward, Refusal):
+        yield from _refused("backward", backward)
+        return
+    gates, again = f"{_size(backward.gates_bytes)} a row", f"{_size(backward.again_bytes)} a row and makes the rest again"
+    chosen, other = (again, gates) if backward.again else (gates, again)
+    yield "backward", f"a loop from the last step to the first, for which a step keeps {chosen} (not: {other})"
+    sums = [*backward.sums, *[f"{shape} is added up in the loop" for shape in backward.added]]
+    yield from _labelled("", sums)
 
 
 def _kernel(kernel: Kernel | Refusal) -> Iterator[tuple[str, str]]:

@@ -175,7 +175,7 @@ def test_a_change_in_place_between_forward_and_backward_is_an_error():
 
 
 def test_nothing_stays_alive():
-    cell, loop_fn, sources = LOOPS["gru"]()
+    cell, loop_fn, _ = LOOPS["gru"]()
     gc.collect()
     gc.disable()
     try:
