@@ -14,11 +14,12 @@ from torch.utils._sympy.printers import PythonPrinter
 
 Fits = Callable[[int, Sequence[torch.Tensor]], bool]
 Size = Callable[[Mapping[str, int]], int]  # from the values of the symbols
+_SCOPE = {"math": math, "torch": torch}  # what torch's printed expressions name
 
 
 def expression(size: Any) -> sympy.Expr:
-    """A size of a traced tensor as an expression of symbols and integers."""
-    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    """A size of a traced tensor, or a number made of sizes, as an expression of symbols and numbers."""
+    return size.node.expr if isinstance(size, (torch.SymInt, torch.SymFloat)) else sympy.Integer(size)
 
 
 def function_of(size: Any) -> tuple[Size, list[str]]:
@@ -30,7 +31,7 @@ def function_of(size: Any) -> tuple[Size, list[str]]:
     names = sorted(map(str, expr.free_symbols))
     if expr.is_Symbol:
         return operator.itemgetter(names[0]), names
-    function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}", {"math": math})
+    function: Callable[..., int] = eval(f"lambda {', '.join(names)}: {PythonPrinter().doprint(expr)}", _SCOPE)
     return lambda values: function(*[values[name] for name in names]), names
 
 
@@ -70,7 +71,7 @@ def fits(
         if expr != sympy.true and expr.free_symbols <= set(bound):
             checks.append(_printed(printer, expr, bound))
     body = "\n    ".join([*lines, f"return {' and '.join(checks)}"])
-    scope: dict[str, Any] = {"math": math}
+    scope: dict[str, Any] = dict(_SCOPE)
     exec(f"def holds(batch, tensors):\n    {body}\n", scope)
     places = {str(symbol): _place(name) for symbol, name in bound.items() if name != "batch"}
     return scope["holds"], shape_env.simplify(expression(batch)), places

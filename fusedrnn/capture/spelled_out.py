@@ -180,10 +180,27 @@ def padded(x: torch.Tensor, pads: Sequence[int], value: float = 0.0) -> torch.Te
 
 
 def _pad(input: torch.Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> torch.Tensor:
-    numbers = all(isinstance(size, int) for size in pad)
+    numbers = all(isinstance(size, (int, torch.SymInt)) for size in pad)
     if mode != "constant" or not numbers or len(pad) % 2 or len(pad) > 2 * input.ndim:
         return F.pad(input, pad, mode, value)
     return padded(input, pad, value or 0.0) if any(pad) else input.clone()
+
+
+def _split(tensor: torch.Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """Of a free size torch makes parts that are traced as strided."""
+    size, each = tensor.shape[dim], split_size_or_sections
+    if not isinstance(size, torch.SymInt) or not isinstance(each, (int, torch.SymInt)) or each <= 0:
+        return torch.split(tensor, each, dim)
+    parts, begin = list[torch.Tensor](), each - each
+    while not parts or begin < size:
+        parts.append(tensor.narrow(dim, begin, each if begin + each <= size else size - begin))
+        begin += each
+    return tuple(parts)
+
+
+def _chunk(input: torch.Tensor, chunks: int, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    size = input.shape[dim]
+    return _split(input, -(-size // chunks), dim) if isinstance(size, torch.SymInt) else torch.chunk(input, chunks, dim)
 
 
 SPELLED_OUT: dict[Any, Callable[..., Any]] = {
@@ -192,6 +209,10 @@ SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: _embedding_bag,
     F.pad: _pad,
     torch.bilinear: _bilinear,
+    torch.chunk: _chunk,
+    torch.Tensor.chunk: _chunk,
+    torch.split: _split,
+    torch.Tensor.split: _split,
     torch.bucketize: _bucketize,
     torch.cdist: _cdist,
     torch.lerp: _lerp,

@@ -247,7 +247,7 @@ class _Writer:
     def _lowered(self, node: Node) -> Any:
         for made in (node, *node.all_input_nodes):  # every size that the text may name
             known = made.meta.get("val")
-            if isinstance(known, torch.SymInt):
+            if isinstance(known, (torch.SymInt, torch.SymFloat)):
                 self._note(known.node.expr)
             for tensor in known if isinstance(known, (tuple, list)) else (known,):
                 if isinstance(tensor, torch.Tensor):

@@ -17,11 +17,40 @@ from .block import Block
 from .pointwise import cast, computed_in, literal
 from .values import Index, Value
 
-_printer = CppPrinter()
+
+class _Printer(CppPrinter):
+    """As torch's, without the libraries that it calls."""
+
+    def doprint(self, expr: Any) -> str:
+        return str(super().doprint(expr)).replace("std::", "__builtin_")
+
+    def _ours(self, name: str, expr: sympy.Expr) -> str:
+        kind, first, *others = "int64_t" if expr.is_integer else "double", *map(self.doprint, expr.args)
+        for other in others:
+            first = f"frnn::{name}(({kind})({first}), ({kind})({other}))"
+        return first
+
+    def _print_FloorDiv(self, expr: sympy.Expr) -> str:  # noqa: N802
+        return self._ours("floor_divide", expr)
+
+    def _print_PythonMod(self, expr: sympy.Expr) -> str:  # noqa: N802
+        return self._ours("remainder", expr)
+
+    def _print_Min(self, expr: sympy.Expr) -> str:  # noqa: N802
+        return self._ours("minimum", expr)
+
+    def _print_OpaqueUnaryFn_log(self, expr: sympy.Expr) -> str:  # noqa: N802
+        return f"__builtin_log({self.doprint(expr.args[0])})"
+
+    def _print_Max(self, expr: sympy.Expr) -> str:  # noqa: N802
+        return self._ours("maximum", expr)
+
+
+_printer = _Printer()
 
 
 def size_text(size: Any) -> str:
-    """A size as a C expression."""
+    """A size, or a number made of sizes, as a C expression."""
     expr = sympy.sympify(size if isinstance(size, sympy.Expr) else expression(size))
     return str(int(expr)) if expr.is_Integer else f"({_printer.doprint(expr)})"
 

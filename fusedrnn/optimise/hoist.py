@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from ..capture import ops
 from ..capture.program import Program, Source, Target
 from .graph import aten, call, copied, made_of, output, outputs, placeholders, replace, sort, value
+from .shapes import static
 
 _MOST_TABLE = 1 << 24  # bytes of a table of products that is worth its memory
 
@@ -149,8 +150,8 @@ class _Work:
             return None, None
         # In a batch of one an embedding is a read: an index past the end is the last one.
         table, index = read.args[:2]
-        size = value(table).shape[0]
-        if isinstance(size, torch.SymInt) or size == 0 or value(table).ndim != 2:
+        size = static(value(table).shape[0])
+        if not size or value(table).ndim != 2:
             return None, None
         if made in self._closure({"tensor", "seed", "time"}) and not self._folds(placeholder, table):  # type: ignore[arg-type]
             return None, None  # its product is rather made ahead
@@ -257,8 +258,8 @@ class _Work:
 
     def _is_worth(self, table: Node, weight: Node) -> bool:
         source = table.args[0] if table.target == ops.table else table
-        size = value(source).shape[0]
-        return not isinstance(size, torch.SymInt) and size * value(weight).shape[1] * value(weight).element_size() <= _MOST_TABLE
+        size = static(value(source).shape[0])
+        return size is not None and size * value(weight).shape[1] * value(weight).element_size() <= _MOST_TABLE
 
     def _product(self, table: Node, weight: Node, like: Node) -> Node:
         if table.target != ops.table:

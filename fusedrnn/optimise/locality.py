@@ -204,7 +204,7 @@ def _along(dim_at: int = 1, default: int = -1) -> Callable[[Locality, Node], Row
         if rows is not None and rows.dim in _dims(node, dim, operand):
             raise Mixes(node, "works along the batch")
         for other in node.all_input_nodes:  # indices and values stand beside their rows
-            if self.of(other) != rows and len(shape(other)) > 0:
+            if other in self.rows and self.of(other) != rows and len(shape(other)) > 0:
                 raise Mixes(node, "looks rows up in one another")
         return rows
 

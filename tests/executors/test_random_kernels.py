@@ -146,8 +146,8 @@ def test_a_random_program(monkeypatch, seed):
 
 
 # Programs that once failed: numbers carried beside a single row; the size of a state in what is made before the loop; two words that
-# are tied but for a rounding.
-FAILED: tuple[int, ...] = (57, 104, 55, 67, 1430)
+# are tied but for a rounding; a sort of as many as there are rows.
+FAILED: tuple[int, ...] = (57, 104, 55, 67, 1430, 1700)
 
 
 @pytest.mark.parametrize("seed", FAILED)

@@ -13,10 +13,12 @@ import torch
 from torch.fx import Graph, Node
 
 from ...optimise.graph import aten, call, replace, value
+from ...optimise.shapes import argument
 from ..pipeline import Optimised
 from .rule import Lowering, rule
 
 _LARGEST = {aten.argmax.default: aten.amax.default, aten.argmin.default: aten.amin.default}
+_BEHIND_ALL = (1 << 31) - 1  # no place is so far back
 _PAIRS = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
 
 
@@ -38,13 +40,14 @@ def take_arguments_apart(made: Optimised) -> None:
         source: Any = node.args[0] if node.args else None
         if node.target not in (*_LARGEST, *_PAIRS) or value(source).dtype.is_floating_point:
             continue
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if dim is None and value(source).ndim == 1:
+        dim: Any = argument(node, 1, "dim")
+        keeps = argument(node, 2, "keepdim", False)
+        if dim is None:
+            if value(source).ndim != 1:
+                with made.module.graph.inserting_before(node):
+                    source = _new(made, call(made.module.graph, aten.view.default, source, [-1], like=node), source)
             dim = 0
-        if not isinstance(dim, int) or isinstance(value(source).shape[dim], torch.SymInt):
-            continue
-        keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        dim %= value(source).ndim
+        dim %= max(value(source).ndim, 1)
         if node.target in _PAIRS:
             for user in list(node.users):
                 if user.target is operator.getitem:
@@ -63,12 +66,11 @@ def _greatest(made: Optimised, node: Node, reduce: Any, source: Node, dim: int, 
 
 def _place(made: Optimised, node: Node, reduce: Any, source: Node, dim: int, keeps: bool) -> Node:
     graph: Graph = made.module.graph
-    size = int(value(source).shape[dim])
     with graph.inserting_before(node):
         best = _new(made, call(graph, reduce, source, [dim], True, like=node), source)
         stands = _new(made, call(graph, aten.eq.Tensor, source, best, like=node), source)
         place = _new(made, call(graph, place_along, source, dim, like=node), source)
-        first = _new(made, call(graph, aten.where.ScalarOther, stands, place, size, like=node), source)
+        first = _new(made, call(graph, aten.where.ScalarOther, stands, place, _BEHIND_ALL, like=node), source)
         return _new(made, call(graph, aten.amin.default, first, [dim], keeps, like=node), node)
 
 

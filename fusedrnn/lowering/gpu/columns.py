@@ -108,7 +108,7 @@ def interval(at: Any, width: int) -> tuple[int, int] | None:
 
 
 def divided(at: Any, by: int, width: int) -> tuple[Any, Any]:
-    """Quotient and remainder by a size."""
+    """Quotient and remainder by a size, rounded down: what is divided is made not to be negative, since a kernel cuts quotients off."""
     zero = sympy.Integer(0)
     if by == 1:
         return at, zero
@@ -120,8 +120,11 @@ def divided(at: Any, by: int, width: int) -> tuple[Any, Any]:
         else:
             rest += term
     reach = interval(rest, width)
-    if reach is not None and reach[0] // by == reach[1] // by:
-        return whole + reach[0] // by, rest - reach[0] // by * by
+    if reach is not None:
+        least = reach[0] // by
+        whole, rest = whole + least, rest - least * by
+        if reach[1] // by == least:
+            return whole, rest
     return whole + Quotient(rest, by), Remainder(rest, by)
 
 
@@ -138,6 +141,10 @@ def joined(index: Sequence[Any], sizes: Sequence[int]) -> Any:
     """An index into dimensions of these sizes as a column."""
     at = sympy.Integer(0)
     for place, size in zip(index, sizes, strict=True):
-        part = at.func == Quotient and place.func == Remainder and at.args == place.args and int(at.args[1]) == size
-        at = at.args[0] if part else sympy.expand(at * size + place)
+        if place.func == Remainder and int(place.args[1]) == size:
+            quotient = Quotient(*place.args)
+            other = at - quotient
+            if quotient not in other.atoms(Quotient):  # they were one
+                at, place = other, place.args[0]
+        at = sympy.expand(at * size + place)
     return at

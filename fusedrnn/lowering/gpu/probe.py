@@ -42,6 +42,7 @@ class _Probe:
         self.step, self.found = step, Asked()
         self.dims, self.width, self.place, self.is_rows, self.rows = step.dims, step.width, step.place, step.is_rows, step.rows
         self.is_row_ids, self.extent, self.is_known = step.is_row_ids, step.extent, step.is_known
+        self.number, self.real = step.number, step.real
 
     def demand(self, node: Node, columns: Columns | None) -> str:
         if columns is not None:

@@ -107,11 +107,7 @@ class Reduction:
 
 
 def reduction_of(node: Node) -> Reduction | None:
-    """What a node reduces; None for one that does not.
-
-    Raises:
-        Unlowered: the kernel cannot reduce that.
-    """
+    """What a node reduces; None for one that does not."""
     place = None
     if node.target is operator.getitem and isinstance(node.args[0], Node) and node.args[0].target in _PAIRS:
         node, place = node.args[0], node.args[1]
@@ -122,8 +118,6 @@ def reduction_of(node: Node) -> Reduction | None:
     rank = value(source).ndim
     given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dims = [given] if isinstance(given, int) else list(given or range(rank))
-    if kind in ("argmax", "argmin") and not value(source).dtype.is_floating_point:  # `arguments` takes the others apart
-        raise Unlowered(node, f"an {kind} of integers over a size that may differ from call to call")
     return Reduction(kind, source, tuple(sorted(dim % rank for dim in dims if rank)))
 
 

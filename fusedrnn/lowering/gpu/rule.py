@@ -66,6 +66,12 @@ class Writer(Protocol):
     def extent(self, node: Any, dim: int) -> int:
         """The size of a dimension of torch's tensor."""
 
+    def number(self, node: Any, size: Any) -> int:
+        """A size that the kernel is made for."""
+
+    def real(self, node: Any, made: Any) -> float:
+        """A number made of sizes that the kernel is made for."""
+
 
 class Lowering:
     """One node being lowered."""
@@ -100,6 +106,11 @@ class Lowering:
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         args = self.node.args
         return args[place] if len(args) > place else self.node.kwargs.get(name, default)
+
+    def number(self, place: int, name: str) -> int | None:
+        """An argument that is a number or a size that the kernel is made for."""
+        given = value(self.argument(place, name))
+        return None if given is None else self.writer.number(self.node, given)
 
     def at(self, node: Node, index: Sequence[Any]) -> str:
         """An operand at an index of one of its rows."""
@@ -136,7 +147,7 @@ class Lowering:
                 return types.promoted(self.operand(argument), made.dtype, dtype)
             if isinstance(made, torch.SymInt):
                 return self.writer.demand(argument, None)
-            argument = made
+            argument = self.writer.real(self.node, made) if isinstance(made, torch.SymFloat) else made
         if isinstance(argument, torch.SymInt):
             raise Unlowered(self.node, "a size that is not known when the kernel is made")
         return types.literal(argument, dtype)

@@ -101,7 +101,7 @@ def _power(self: Lowering) -> str:
         return {-0.5: f"(1.0 / tl.sqrt({base}))", -1: f"(1.0 / {base})", -2: f"(1.0 / ({base} * {base}))"}[exponent]
     if not self.dtype.is_floating_point:
         raise Unlowered(self.node, f"the power {exponent} of integers")
-    return f"power({base}, {types.literal(exponent, self.dtype)})"
+    return f"power({base}, {self.read(exponent, self.dtype)})"
 
 
 @rule(aten.pow.Tensor_Tensor, aten.pow.Scalar)

@@ -23,14 +23,15 @@ def rank(x: torch.Tensor, dim: int, descending: bool) -> torch.Tensor:
     return x.argsort(dim=dim, descending=descending, stable=True).argsort(dim).to(torch.int32)
 
 
-def ranked(x: torch.Tensor, ranks: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """The elements of the ranks 0 to ``size - 1``."""
-    return x.gather(dim, ranks.argsort(dim).narrow(dim, 0, size))
+def ranked(x: torch.Tensor, ranks: torch.Tensor, dim: int, size: int | None) -> torch.Tensor:
+    """The elements of the ranks 0 to ``size - 1``, or of all."""
+    return x.gather(dim, ranked_place(ranks, dim, size))
 
 
-def ranked_place(ranks: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+def ranked_place(ranks: torch.Tensor, dim: int, size: int | None) -> torch.Tensor:
     """int64: where they stand."""
-    return ranks.argsort(dim).narrow(dim, 0, size)
+    places = ranks.argsort(dim)
+    return places if size is None else places.narrow(dim, 0, size)
 
 
 def take_sorts_apart(made: Optimised) -> None:
@@ -39,28 +40,26 @@ def take_sorts_apart(made: Optimised) -> None:
     for node in list(graph.nodes):
         if node.target not in (aten.sort.default, aten.sort.stable, aten.topk.default):
             continue
-        source, dim, descending, sorts = _arguments(node)
-        if not sorts or not all(user.target is operator.getitem for user in node.users):
+        source, dim, descending, size = _arguments(node)
+        if not all(user.target is operator.getitem for user in node.users):
             continue
         with graph.inserting_before(node):
             ranks = _made(made, node, rank, (source, dim, descending), value(source).to(torch.int32))
             for user in list(node.users):
                 result = value(node)[user.args[1]]
-                size = int(result.shape[dim])
                 first, arguments = (ranked, (source, ranks, dim, size)) if user.args[1] == 0 else (ranked_place, (ranks, dim, size))
                 replace(user, _made(made, node, first, arguments, result))
         graph.erase_node(node)
 
 
-def _arguments(node: Node) -> tuple[Any, int, bool, bool]:
-    """What is sorted, the dimension, whether the greatest come first, and whether that can be taken apart."""
+def _arguments(node: Node) -> tuple[Any, int, bool, int | None]:
+    """What is sorted, the dimension, whether the greatest come first, and how many are asked for: None for all."""
     target: Any = node.target
     names = [argument.name for argument in target._schema.arguments]
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     source = given["self"]
     dim = int(given.get("dim", -1)) % max(value(source).ndim, 1)
-    free = isinstance(value(source).shape[dim], torch.SymInt)
-    return source, dim, bool(given.get("descending", given.get("largest", node.target is aten.topk.default))), not free
+    return source, dim, bool(given.get("descending", given.get("largest", node.target is aten.topk.default))), given.get("k")
 
 
 def _made(made: Optimised, node: Node, target: Any, arguments: tuple[Any, ...], result: Any) -> Node:

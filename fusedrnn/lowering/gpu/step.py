@@ -31,7 +31,7 @@ from .quantised import bytes_of, take_scales_apart
 from .reductions import REDUCTIONS, Reduction, reduction_of, take_conversions_apart
 from .rule import RULES, Unlowered
 from .sorting import rank, ranked, ranked_place, take_sorts_apart
-from .views import order_of
+from .views import AT_PLACES, order_of
 
 STORED = ("emit", "stored", "index", "value")  # the targets of which every step is kept
 UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
@@ -118,14 +118,21 @@ class Step:
         Raises:
             Unlowered: it may differ from call to call.
         """
+        return int(self._known(node, size))
+
+    def real(self, node: Any, made: torch.SymFloat) -> float:
+        """A number made of sizes that the kernel is made for; raises as `number`."""
+        return float(self._known(node, made))
+
+    def _known(self, node: Any, size: Any) -> sympy.Expr:
         expr = sympy.sympify(size if isinstance(size, (sympy.Expr, int)) else expression(size))
-        if not expr.is_Integer:
+        if not expr.is_number:
             expr = expr.xreplace(
                 {symbol: sympy.Integer(self.known[str(symbol)]) for symbol in expr.free_symbols if str(symbol) in self.known}
             )
-        if not expr.is_Integer:
+        if not expr.is_number:
             raise Unlowered(node, "a size that may differ from call to call: a kernel is made for one")
-        return int(expr)
+        return expr
 
     def dims(self, node: Any) -> tuple[int, ...]:
         """The sizes of one row of what a node makes; `UNKNOWN` for the first one of what is there before the loop, if it is.
@@ -205,13 +212,16 @@ def step_of(made: Optimised, known: Mapping[str, int] = MappingProxyType({})) ->
 
 
 def sizes_of(made: Optimised) -> list[str]:
-    """The symbols of the sizes that rows of the step's values have: a kernel is made for their numbers."""
+    """The symbols of the sizes that rows of the step's values have, or that say where a view begins: a kernel is made for their numbers."""
     reader = _Reader(made, {})
     found = reader.step_nodes()
     symbols: set[Any] = set()
     for node in found:
         if isinstance(value(node), torch.Tensor):
             symbols |= {symbol for size in row_shape(node, reader.found.rows(node)) for symbol in sympy.sympify(size).free_symbols}
+        for number in map(value, node.all_input_nodes):
+            if isinstance(number, torch.SymFloat) or (isinstance(number, torch.SymInt) and node.target in AT_PLACES):
+                symbols |= expression(number).free_symbols
     return sorted(str(symbol) for symbol in symbols - sympy.sympify(made.program.batch).free_symbols)
 
 

@@ -22,7 +22,7 @@ from .rule import Lowering, Unlowered
 from .rules import READ_THROUGH, lower
 from .schedule import Schedule, Tile
 from .step import CarriedLeaf
-from .views import is_from_the_end
+from .views import is_at_a_size
 
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
@@ -97,6 +97,12 @@ class Values:
 
     def extent(self, node: Any, dim: int) -> int:
         return self.step.extent(node, dim)
+
+    def number(self, node: Any, size: Any) -> int:
+        return self.step.number(node, size)
+
+    def real(self, node: Any, made: Any) -> float:
+        return self.step.real(node, made)
 
     def is_known(self, node: Node) -> bool:
         return self.step.is_known(node)
@@ -184,7 +190,7 @@ class Values:
         outer = self.lines
         if columns is None or not columns.loops:
             self.lines = self.prelude
-        through = node.op == "call_function" and node.target in READ_THROUGH and not is_from_the_end(node)
+        through = node.op == "call_function" and node.target in READ_THROUGH and not is_at_a_size(node)
         made = self._assign(node, columns, lower(Lowering(node, columns, self)) if through else self._loaded(node, columns))
         self.lines = outer
         return made

@@ -7,28 +7,30 @@ from typing import Any
 import sympy
 
 from ...optimise.graph import aten, value
-from ...optimise.shapes import static
+from ...optimise.shapes import argument, static
 from . import types
 from .columns import divided, is_within
-from .rule import Lowering, Unlowered, rule
+from .rule import Lowering, rule
 
 # Of the same elements under other indices, at no cost where they are known before the loop.
 REINDEXED = {
     aten.expand.default, aten.permute.default, aten.t.default, aten.numpy_T.default, aten.transpose.int, aten.slice.Tensor, aten.select.int,
     aten.flip.default,
 }  # fmt: skip
+AT_PLACES = {
+    aten.slice.Tensor, aten.select.int, aten.slice_scatter.default, aten.select_scatter.default, aten.constant_pad_nd.default,
+}  # fmt: skip
 
 
-def is_from_the_end(node: Any) -> bool:
-    """Whether a view counts from the end of a dimension whose size may differ from call to call."""
-    if node.target is aten.select.int:
-        start = node.args[2]
-    elif node.target is aten.slice.Tensor:
-        start = static(node.args[2]) if len(node.args) > 2 else None
-    else:
+def is_at_a_size(node: Any) -> bool:
+    """Whether a view begins where a size says that may differ from call to call, or counts from the end of a dimension of such a size."""
+    if node.target not in (aten.select.int, aten.slice.Tensor):
         return False
-    dim = node.args[1] if len(node.args) > 1 else 0
-    return isinstance(start, int) and start < 0 and static(value(node.args[0]).shape[dim]) is None
+    at = value(argument(node, 2, "start"))
+    if at is None:
+        return False
+    start = static(at)
+    return start is None or (start < 0 and static(value(node.args[0]).shape[argument(node, 1, "dim", 0)]) is None)
 
 
 @rule(aten.expand.default)
@@ -62,10 +64,10 @@ def _permute(self: Lowering) -> str:
 @rule(aten.slice.Tensor)
 def _slice(self: Lowering) -> str:
     source = self.node.args[0]
-    dim, start, step = self.argument(1, "dim", 0), static(self.argument(2, "start")) or 0, self.argument(4, "step", 1)
+    dim, step = self.argument(1, "dim", 0), self.argument(4, "step", 1)
     if self.writer.is_rows(source, dim):
         return self.writer.demand(source, self.columns)  # all of the batch
-    size = static(value(source).shape[dim])
+    start, size = self.number(2, "start") or 0, static(value(source).shape[dim])
     index, place = self.index, self.writer.place(source, dim)
     if start < 0:
         if size is None:
@@ -77,11 +79,9 @@ def _slice(self: Lowering) -> str:
 
 @rule(aten.select.int)
 def _select(self: Lowering) -> str:
-    source, dim, at = self.node.args
-    if not isinstance(at, int):
-        raise Unlowered(self.node, "a selection at what is not known when the kernel is made")
-    place = self.writer.place(source, dim)
-    index = self.index
+    source, dim = self.node.args[:2]
+    at, place, index = self.number(2, "index"), self.writer.place(source, dim), self.index
+    assert at is not None
     if at < 0:
         at += self.writer.extent(source, dim)
     return self.at(source, [*index[:place], sympy.Integer(at), *index[place:]])
@@ -133,12 +133,11 @@ def _window(self: Lowering) -> str:
     size = self.dims[place]
     there = self.text(index[place])
     if self.node.target is aten.select_scatter.default:
-        at = self.node.args[3]
-        if not isinstance(at, int):
-            raise Unlowered(self.node, "a selection at what is not known when the kernel is made")
+        at = self.number(3, "index")
+        assert at is not None
         made = self.at(new, [*index[:place], *index[place + 1 :]])
         return f"tl.where({there} == {at % size}, {made}, {self.operand(source)})"
-    start, end, step = static(self.argument(3, "start")) or 0, static(self.argument(4, "end")), self.argument(5, "step", 1)
+    start, end, step = self.number(3, "start") or 0, self.number(4, "end"), self.argument(5, "step", 1)
     start, end = (max(min(bound + size if bound < 0 else bound, size), 0) for bound in (start, size if end is None else end))
     made = self.at(new, [*index[:place], divided(index[place] - start, step, self.tile)[0], *index[place + 1 :]])
     inside = f"({there} >= {start}) & ({there} < {end})" + (f" & (({there} - {start}) % {step} == 0)" if step != 1 else "")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,25 @@ def test_permuted_twice(sizes, random):
     at = joined([index[place] for place in range(len(sizes))], sizes)
     expected = np.arange(width).reshape(sizes).transpose(order).flatten()
     assert np.broadcast_to(value_of(at, width), width).tolist() == expected.tolist()
+
+
+@given(SIZES, st.integers(-30, 30), st.integers(1, 7))
+def test_a_kernel_cuts_quotients_off(sizes, begin, by):
+    """As C does, not as Python: what a view behind a shift divides is not negative."""
+    width = int(np.prod(sizes))
+    quotient, remainder = divided(C + begin, by, width)
+    for made in (quotient, remainder):
+        for divided_ in made.atoms(sympy.Function):
+            low, _ = interval(divided_.args[0], width)
+            assert low >= 0
+    at = np.arange(width) + begin
+    assert np.broadcast_to(value_of(quotient, width), width).tolist() == (at // by).tolist()
+    assert np.broadcast_to(value_of(remainder, width), width).tolist() == (at % by).tolist()
+
+
+def test_a_shift_within_a_dimension_and_back():
+    index = taken_apart(joined([counter(0, 3), C + 2], [3, 6]) - 12, [3, 6], 4)
+    assert str(joined(index, [3, 6])) == "c + 6*r0_of3 - 10"
 
 
 def test_whole_dimensions_are_not_divided():

@@ -328,6 +328,14 @@ def test_reductions_and_look_ups():
     check({f"{op}: 0": of_a_step(OTHERS[op][0]) for op in QUICK}, SHAPED, SHAPED_KNOWN, backends=["persistent"])
 
 
+def test_the_greatest_of_all_of_the_only_row():
+    cases = {
+        "floats": lambda v: v["x"].argmax()[None],
+        "integers": lambda v: ((v["x"] * 8).long().argmax() + 8 * (v["x"] * 8).int().argmin())[None],
+    }
+    check(cases, values(), known(), "one", backends=["persistent"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", range(3))
 def test_operators_with_a_rule(group):

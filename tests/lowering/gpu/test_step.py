@@ -9,6 +9,8 @@ from torch import nn
 from fusedrnn import TensorArray
 from fusedrnn.executors.persistent import known_sizes
 from fusedrnn.lowering.gpu.rule import Unlowered
+from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.sorting import rank, ranked
 from fusedrnn.lowering.gpu.step import stripped
 from fusedrnn.optimise.graph import aten
 
@@ -96,9 +98,28 @@ def test_sizes_that_a_kernel_is_made_for():
     assert list(known_sizes(*captured_of(*looping(change))).values()) == [7]
 
 
-def looping(change, carried=None):
+@pytest.mark.parametrize("batch", [3, H])
+def test_sorts_of_sizes_that_are_or_became_numbers(batch):
+    """Where the batch is as large as a matrix is wide, its rows may be along either dimension: both sizes are symbols first."""
+    weight, memory = torch.zeros(H, H), torch.zeros(batch, 7, H)
+
+    def change(h, time, loop_state):
+        best = (h[:, None] * memory).sum(2).topk(2, 1).values.sum(1, keepdim=True)
+        return (h @ weight).sort(1).values + best, None
+
+    found = step(*looping(change, batch=batch))
+    assert [node.target for node in found.nodes if node.target in (rank, ranked)] == [rank, ranked] * 2
+
+
+def test_a_view_at_the_batch_size_is_refused():
+    """A kernel is made for more than one."""
+    with pytest.raises(Unlowered, match="a size that may differ from call to call"):
+        schedule(step(*looping(lambda h, *_: (h + h[:, h.shape[0] :].sum(1, keepdim=True), None))), Sharing(2))
+
+
+def looping(change, carried=None, batch=3):
     """A loop whose state goes through ``change``."""
-    x, start = torch.zeros(4, 3, 6), torch.zeros(3, H)
+    x, start = torch.zeros(4, batch, 6), torch.zeros(batch, H)
 
     def loop_fn(time, output, state, loop_state):
         if output is None:
