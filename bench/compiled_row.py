@@ -7,17 +7,12 @@ from typing import Any
 
 import torch
 
-from fusedrnn import branches, contract, frames
-from fusedrnn.capture import cache
-from fusedrnn.capture.program import Program
-from fusedrnn.cells.protocol import as_cell
-from fusedrnn.contract import Call
-from fusedrnn.executors.persistent import known_sizes
 from fusedrnn.plan.choice import chosen
 from fusedrnn.plan.measured import measured
 from fusedrnn.plan.planner import planned
 
 from .configurations import Configuration
+from .programs import program
 
 
 def row(configuration: Configuration, arch: int) -> dict[str, Any]:
@@ -32,12 +27,12 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
     began = time.perf_counter()
     torch.manual_seed(0)
     device, precision = limits.of_arch(arch), configuration.precision if configuration.dtype == "float32" else "tf32"
-    program, tensors = captured(configuration)
-    candidates = planned(program, configuration.B, device, precision, known_sizes(program, tensors))
+    made, sizes = program(configuration)
+    candidates = planned(made, configuration.B, device, precision, sizes)
     choice = chosen(candidates, lambda plan: measured(plan, configuration.B, arch), device.shared_bytes)
-    plan, numbers, text, made = choice.plan, choice.measured.statistics, choice.measured.source, choice.measured.binary
+    plan, numbers, text, compiled = choice.plan, choice.measured.statistics, choice.measured.source, choice.measured.binary
     resident = {name for tile, name in text.weights if tile.resident}
-    loads = loads_in_step_loop(made.binary.asm["ttgir"], made.arguments)
+    loads = loads_in_step_loop(compiled.binary.asm["ttgir"], compiled.arguments)
     launches = -(-configuration.B // (plan.batch_tile * plan.groups(configuration.B)))
     return identity(configuration, arch) | {
         "registers": numbers.registers,
@@ -70,16 +65,8 @@ def row(configuration: Configuration, arch: int) -> dict[str, Any]:
 
 def identity(configuration: Configuration, arch: int) -> dict[str, Any]:
     """What a row is of."""
-    named = {name: getattr(configuration, name) for name in ("cell", "H", "B", "dtype", "V", "feedback")}
+    named = {name: getattr(configuration, name) for name in ("cell", "H", "B", "dtype", "V", "feedback", "part")}
     return named | {"precision": configuration.precision if configuration.dtype == "float32" else None, "arch": arch}
-
-
-def captured(configuration: Configuration) -> tuple[Program, list[torch.Tensor]]:
-    """A configuration's program, captured on the CPU, and the tensors that it closes over."""
-    cell, loop_fn = configuration.loop()
-    call = Call(as_cell(cell), loop_fn)
-    with torch.no_grad(), frames.running() as frame, branches.taken():
-        return cache.captured(call, frame, contract.start(call, frame))
 
 
 def barriers(text: str) -> int:

@@ -29,8 +29,10 @@ class Configuration:
         B: rows.
         dtype: of weights, inputs and state.
         V: size of the vocabulary that tokens are fed back from; None: inputs are read from a sequence.
-        picks: how a token is taken: "greedy", "sampled" or "top 40".
+        picks: how a token is taken: "greedy", "sampled" or "top 40"; "forced": it is given, as in training (teacher forcing).
         precision: of float32 products: "hilo" (in full) or "tf32".
+        part: of training: "forward with gradients", the loop that keeps what its derivative reads, or "backward", that derivative; "loop":
+            the loop alone.
     """
 
     cell: str
@@ -40,6 +42,7 @@ class Configuration:
     V: int | None = None
     precision: str = "hilo"
     picks: str = "greedy"
+    part: str = "loop"
 
     @property
     def feedback(self) -> str:
@@ -51,8 +54,10 @@ class Configuration:
 
     def __str__(self) -> str:
         dtype = "tf32" if self.dtype == "float32" and self.precision == "tf32" else self.dtype
-        words = f" V={self.V}" if self.V else ""
-        return f"{self.cell} H={self.H} B={self.B}{words}{f' {self.picks}' if self.picks != 'greedy' else ''} {dtype}"
+        words = [f"V={self.V}"] if self.V else []
+        words += [self.picks] if self.picks != "greedy" else []
+        words += [self.part] if self.part != "loop" else []
+        return " ".join([self.cell, f"H={self.H}", f"B={self.B}", *words, dtype])
 
     def loop(self) -> tuple[Any, Any]:
         """Its cell, with random weights, and its loop_fn, on torch's default device."""
@@ -75,6 +80,9 @@ class Configuration:
         embedding, project = nn.Embedding(self.V, size, dtype=dtype), nn.Linear(size, self.V, dtype=dtype)
         if self.picks == "greedy":
             return cell, feedback.greedy(embedding, project, 0, 1, state, STEPS)
+        if self.picks == "forced":
+            targets, lengths = torch.zeros(STEPS, rows, dtype=torch.int64), torch.full((rows,), STEPS)
+            return cell, feedback.teacher_forcing(embedding, project, targets, lengths, 0, state)
         return cell, feedback.sample(embedding, project, 0, 1, state, STEPS, top_k=40 if self.picks == "top 40" else None, seed=0)
 
 
@@ -143,6 +151,16 @@ def shipped() -> Iterator[Configuration]:
             yield from (Configuration(cell, size, rows, "float32") for rows in (1, 32))
     for size in (128, 512, 1024):
         yield from (Configuration("lstm", size, rows, "float32", precision="tf32") for rows in (1, 32))
+    yield from _training()
+
+
+def _training() -> Iterator[Configuration]:
+    for part in ("forward with gradients", "backward"):
+        for dtype, sizes in (("bfloat16", (128, 256, 512, 1024)), ("float32", (128, 256, 512))):
+            for cell in ("lstm", "gru", "layer norm lstm") if dtype == "bfloat16" else ("lstm", "gru"):
+                for size in sizes:
+                    yield from (Configuration(cell, size, rows, dtype, part=part) for rows in (8, 64))
+        yield Configuration("bahdanau gru", 256, 8, V=1000, picks="forced", part=part)
 
 
 QUICK = [  # what continuous integration can afford: (compute capability, configuration)
@@ -160,6 +178,9 @@ QUICK = [  # what continuous integration can afford: (compute capability, config
     (90, Configuration("bahdanau gru", 256, 8)),
     (90, Configuration("gru", 512, 8, V=1000, picks="top 40")),
     (90, Configuration("int8 lstm", 2048, 16)),
+    (90, Configuration("lstm", 512, 8, part="forward with gradients")),
+    (90, Configuration("lstm", 512, 8, part="backward")),
+    (90, Configuration("gru", 256, 64, part="backward")),
     (80, Configuration("lstm", 256, 8)),
     (100, Configuration("gru", 512, 8)),
 ]

@@ -157,11 +157,11 @@ class _Writer:
             if node.op in ("placeholder", "get_attr"):
                 self.taken[node] = graph.node_copy(node)
         self.clock = next((self.taken[node] for node, source in sources.items() if source.kind == "time"), None) or self._number("time")
-        self.rows = next(self.taken[node] for node, source in sources.items() if source.kind == "finished")
         self.last = self._number("last")
-        self.over = [self._flag(f"over_{place}") for place in range(self.lag + 1)]
-        self.ended = self._flag("ended")
         pairs = list(zip(program.targets, outputs(self.old), strict=True))
+        ends = next(node for target, node in pairs if target.kind == "finished")
+        self.over = [self._flag(f"over_{place}", ends) for place in range(self.lag + 1)]
+        self.ended = self._flag("ended", ends)
         made: list[Any] = []
         emits: dict[Target, int] = {}
         for target, node in pairs:
@@ -178,7 +178,7 @@ class _Writer:
             else:
                 leaf = next(leaf for leaf, source in sources.items() if source == Source(*target))
                 made.append(self._kept(leaf, self.lags[leaf]))
-        finished = self._of(next(node for target, node in pairs if target.kind == "finished"), 0)
+        finished = self._of(ends, 0)
         last = call(graph, aten.ge.Tensor, self.clock, self.last)
         over = call(graph, aten.bitwise_or.Tensor, self.over[0], call(graph, aten.bitwise_or.Tensor, finished, last))
         flags = [over, *self.over[:-1]]
@@ -208,9 +208,9 @@ class _Writer:
         with fake_mode(self.old):
             return self._placeholder(name, torch.empty((), dtype=torch.int32))
 
-    def _flag(self, name: str) -> Node:
+    def _flag(self, name: str, like: Node) -> Node:
         with fake_mode(self.old):
-            return self._placeholder(name, torch.empty_like(value(self.rows)))
+            return self._placeholder(name, torch.empty_like(value(like)))
 
     def _register(self, like: Node) -> Node:
         """A leaf that is the value of a node in the iteration before."""

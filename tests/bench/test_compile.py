@@ -72,6 +72,12 @@ def test_nothing_to_compile_is_told(monkeypatch, tmp_path, capsys):
     assert "lstm H=63" in capsys.readouterr().err
 
 
+def test_names_tell_rows_apart():
+    names = [str(config) for config in shipped()]
+    assert len(set(names)) == len(names)
+    assert {"lstm H=512 B=8 backward bfloat16", "bahdanau gru H=256 B=8 V=1000 forced forward with gradients bfloat16"} <= set(names)
+
+
 def test_barriers_are_counted_in_the_step_loop_alone():
     waits = "wait(counter, target, limit, ASM)"
     loop = ["while (t < T) & (going > 0):", f"    late = {waits}", "    if x:", f"        late = {waits}"]
@@ -95,6 +101,12 @@ def test_the_list_holds_what_is_promised():
         assert {config.H for config in found if config.cell == cell} >= {1536, 2048}
     assert {config.cell for config in found} >= {"g2p encoder", "g2p decoder"}
     assert {(config.H, config.V) for config in found if config.cell == "lstm"} >= {(512, 1000), (512, 8000), (1024, 8000)}
+    for part in ("forward with gradients", "backward"):
+        for cell in ("lstm", "gru", "layer norm lstm"):
+            sizes = {(config.H, config.B) for config in found if (config.cell, config.part, config.dtype) == (cell, part, "bfloat16")}
+            assert sizes == {(size, rows) for size in (128, 256, 512, 1024) for rows in (8, 64)}
+        assert {config.picks for config in found if config.part == part} == {"greedy", "forced"}
+        assert {config.cell for _, config in QUICK if config.part == part}
     assert {config for _, config in QUICK} <= set(found)
 
 

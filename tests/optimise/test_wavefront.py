@@ -216,6 +216,18 @@ def test_what_a_finished_row_reads_stays_its_own(spread_loops):
 
 
 @emulated
+def test_the_derivative_of_a_stack_is_spread_too(spread_loops):
+    """The upper layer first; its step takes no finished flags."""
+    cell, loop_fn = reading(stack("lstm", "gru").requires_grad_())
+    gradients = []
+    for backend in ("reference", "persistent"):
+        emits, _, _ = fusedrnn.raw_rnn(cell, loop_fn, backend=backend)
+        gradients.append(torch.autograd.grad(emits.stack().square().sum(), list(cell.parameters())))
+    assert spread_loops == [1, 1]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@emulated
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
