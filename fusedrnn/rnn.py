@@ -96,9 +96,9 @@ def bidirectional_dynamic_rnn(
     }  # fmt: skip
     out_fw, state_fw = dynamic_rnn(cell_fw, inputs, initial_state=initial_state_fw, **options)
     out_bw, state_bw = dynamic_rnn(
-        cell_bw, trees.map_leaves(lambda leaf: _reversed(leaf, lengths), inputs), initial_state=initial_state_bw, **options
+        cell_bw, trees.map_leaves(lambda leaf: reversed_within(leaf, lengths), inputs), initial_state=initial_state_bw, **options
     )
-    outputs = (out_fw, trees.map_leaves(lambda leaf: _reversed(leaf, lengths), out_bw))
+    outputs = (out_fw, trees.map_leaves(lambda leaf: reversed_within(leaf, lengths), out_bw))
     return (outputs if time_major else trees.map_leaves(_swapped, outputs)), (state_fw, state_bw)
 
 
@@ -138,7 +138,7 @@ def _padded(outputs: torch.Tensor, steps: int) -> torch.Tensor:
     return outputs if not missing else torch.cat([outputs, outputs.new_zeros((missing, *outputs.shape[1:]))])
 
 
-def _reversed(leaf: torch.Tensor, lengths: torch.Tensor | int) -> torch.Tensor:
+def reversed_within(leaf: torch.Tensor, lengths: torch.Tensor | int) -> torch.Tensor:
     """``[T, B, ...]`` with the first ``lengths[b]`` elements of row b in reverse order, the rest as they are."""
     steps, batch = leaf.shape[:2]
     time = torch.arange(steps, device=leaf.device).unsqueeze(1)
