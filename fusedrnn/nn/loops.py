@@ -11,7 +11,9 @@ import torch
 from .. import trees
 from ..cells.zoneout import ZoneoutWrapper
 from ..errors import PlanError
-from ..rnn import dynamic_rnn, reversed_within
+from ..feedback.sequences import sequence
+from ..loop import raw_rnn
+from ..rnn import padded, reversed_within
 from ..trees import Tree
 from .steps import step
 
@@ -93,15 +95,20 @@ def run(
             cell, inputs = _Reset(cell), (x, reset.unsqueeze(2))
     if live is not None:
         cell, inputs = _Live(cell), (inputs, live)
-    outputs, last = dynamic_rnn(
-        cell, inputs, None if live is not None else lengths, initial, time_major=True, backend=_backend(kind.backend, followed)
-    )
+    loop_fn = sequence(inputs, None if live is not None else lengths, initial)
+    emits, last, _ = raw_rnn(cell, loop_fn, backend=_backend(kind.backend, followed))
+    made = [emit.stack() for emit in emits] if kind.bidirectional else [emits.stack()]
+    outputs = padded(made[0], len(x))
     if kind.bidirectional:
-        backwards = outputs[1].flip(0) if lengths is None else reversed_within(outputs[1], lengths)
-        outputs = torch.cat((outputs[0], backwards), -1)
+        backwards = padded(made[1], len(x))
+        outputs = torch.cat((outputs, backwards.flip(0) if lengths is None else reversed_within(backwards, lengths)), -1)
     every = last if kind.steps > 1 else (last,)
     parts = zip(*every, strict=True) if len(state) > 1 else (every,)
-    return [outputs, *[torch.stack(part) for part in parts]]
+    results = [outputs, *[torch.stack(part) for part in parts]]
+    if len(made[0]) == 0:  # no row took a step: the gradients are zeros, as torch.nn's, and not None
+        nothing = sum(source[:0].sum() for source in (x, *weights))
+        results = [result + nothing for result in results]
+    return results
 
 
 def _both_inputs(x: torch.Tensor, lengths: torch.Tensor | None, reset: torch.Tensor | None) -> Tree:
