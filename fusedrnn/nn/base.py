@@ -211,7 +211,8 @@ def _loop(
     seed = None
     if kind.training and any(kind.zoneout):
         seed = random.row_seeds(torch.randint(2**63 - 1, (), dtype=torch.int64), x.shape[1], x.device)
-    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, torch._subclasses.FakeTensor):
+    traced = torch.compiler.is_compiling() or x.is_meta or isinstance(x, torch._subclasses.FakeTensor)
+    if traced and not loops.is_followed():  # an operator takes no part in torch.func transforms
         made: list[torch.Tensor] = operator.rnn(x, lengths, reset, state, weights, seed, operator.encoded(kind))
         return made
     return loops.run(kind, x, lengths, reset, state, weights, seed)

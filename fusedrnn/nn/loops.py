@@ -75,7 +75,7 @@ def run(
         rate = kind.zoneout if kind.mode == "LSTM" else kind.zoneout[0]
         cells = [ZoneoutWrapper(cell, rate, seed=seed).train(kind.training) for cell in cells]
     states: list[Any] = list(zip(*state, strict=True)) if len(state) > 1 else list(state[0])
-    followed = _is_followed()
+    followed = is_followed()
     live = None
     if followed and lengths is not None:
         live = (torch.arange(len(x), device=x.device).unsqueeze(1) < lengths).unsqueeze(2)
@@ -95,9 +95,12 @@ def run(
             cell, inputs = _Reset(cell), (x, reset.unsqueeze(2))
     if live is not None:
         cell, inputs = _Live(cell), (inputs, live)
-    loop_fn = sequence(inputs, None if live is not None else lengths, initial)
-    emits, last, _ = raw_rnn(cell, loop_fn, backend=_backend(kind.backend, followed))
-    made = [emit.stack() for emit in emits] if kind.bidirectional else [emits.stack()]
+    backend = _backend(kind.backend, followed)
+    if torch.compiler.is_compiling():
+        made, last = _unrolled(cell, inputs, initial, len(x))
+    else:
+        emits, last, _ = raw_rnn(cell, sequence(inputs, None if live is not None else lengths, initial), backend=backend)
+        made = [emit.stack() for emit in (emits if kind.bidirectional else (emits,))]
     outputs = padded(made[0], len(x))
     if kind.bidirectional:
         backwards = padded(made[1], len(x))
@@ -124,9 +127,22 @@ def _both_inputs(x: torch.Tensor, lengths: torch.Tensor | None, reset: torch.Ten
     return (x, reset.unsqueeze(2)), (backwards, between.unsqueeze(2))
 
 
-def _is_followed() -> bool:
+def _unrolled(cell: Any, inputs: Tree, state: Tree, steps: int) -> tuple[list[torch.Tensor], Tree]:
+    """The steps one after the other, for a tracer that follows them."""
+    outputs: list[list[torch.Tensor]] = []
+    for time in range(steps):
+        output, state = cell(trees.map_leaves(lambda leaf, time=time: leaf[time], inputs), state)
+        outputs.append(trees.leaves(output))
+    return [torch.stack(parts) for parts in zip(*outputs, strict=True)], state
+
+
+def is_followed() -> bool:
     """Whether a torch.func transform or forward-mode differentiation wants to see every operator."""
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+# What torch.compiler.assume_constant_result sets: dynamo asks while it traces. That function itself imports dynamo, which takes two seconds.
+is_followed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _backend(named: str, followed: bool) -> str:

@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.kernels import gpu
 
 from .pairs import KINDS, pair, results, state, tensors
 
@@ -87,6 +88,28 @@ def test_captured_loops_reset(backend):
     expected, wanted = results(module, x, None, reset=reset, lengths=lengths)
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(gradients, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {"num_layers": 2}),
+        ("GRU", {"bidirectional": True}),
+        ("RNN", {"layer_norm": True, "zoneout": 0.3}),
+        ("LSTM", {"proj_size": 2}),
+    ],
+)
+def test_kernels_compute_the_same(kind, options):
+    if not gpu.EMULATED:
+        pytest.skip("no kernel is emulated")
+    module = getattr(fusedrnn.nn, kind)(D, H, **options, dtype=torch.float32)
+    x, reset, lengths = torch.randn(T, B, D, dtype=torch.float32), torch.rand(T, B) < 0.4, torch.tensor([6, 0, 3])
+    made = []
+    for module.backend in ("persistent", "reference"):
+        torch.manual_seed(0)
+        made.append(module(x, lengths=lengths, reset=reset))
+    torch.testing.assert_close(made[0], made[1])
 
 
 def test_a_reset_stops_gradients_and_what_is_not_finite():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fusedrnn
@@ -82,6 +83,19 @@ def test_draws_in_a_graph():
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(gradients, wanted)
     assert not torch.equal(compiled(x)[0], compiled(x)[0])
+
+
+def test_per_sample_gradients_in_a_graph():
+    module = fusedrnn.nn.GRU(D, H, bidirectional=True)
+    weights = dict(module.named_parameters())
+
+    def loss(weights, x, length, reset):
+        return functional_call(module, weights, (x,), {"lengths": length, "reset": reset})[0].square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 1, 0, 1))
+    arguments = weights, torch.randn(3, B, D), torch.tensor([3, 0, 2]), torch.rand(3, B) < 0.4
+    made = torch.compile(per_sample, fullgraph=True, backend="aot_eager")(*arguments)
+    torch.testing.assert_close(made, per_sample(*arguments))
 
 
 @pytest.mark.slow
