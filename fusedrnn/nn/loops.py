@@ -141,7 +141,7 @@ def is_followed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
-# What torch.compiler.assume_constant_result sets: dynamo asks while it traces. That function itself imports dynamo, which takes two seconds.
+# As torch.compiler.assume_constant_result: dynamo asks it while it traces. The decorator itself imports dynamo, which takes two seconds.
 is_followed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,7 @@
 """What torch.nn lacks: resets within a sequence, and torch.func transforms and forward-mode differentiation through the modules."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
+from fusedrnn.capture import cache
 from fusedrnn.kernels import gpu
 
 from .pairs import KINDS, pair, results, state, tensors
@@ -88,6 +90,24 @@ def test_captured_loops_reset(backend):
     expected, wanted = results(module, x, None, reset=reset, lengths=lengths)
     torch.testing.assert_close(made, expected)
     torch.testing.assert_close(gradients, wanted)
+
+
+def test_several_threads_may_be_the_first_to_call_a_module():
+    cache.clear()
+    module, x = fusedrnn.nn.GRU(D, H, backend="native"), [torch.randn(T, B, D) for _ in range(3)]
+    made = [None] * 3
+
+    def run(place):
+        with torch.no_grad():
+            made[place] = module(x[place])
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    module.backend = "reference"
+    torch.testing.assert_close(made, [module(one) for one in x])
 
 
 @torch.no_grad()
