@@ -104,7 +104,7 @@ class RecurrentBase(nn.RNNBase):
     ) -> tuple[Input, tuple[torch.Tensor, ...]]:
         """Run the module; the state is a tensor for each part."""
         name = type(self).__name__
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = [getattr(self, weight) for weight in self._flat_weights_names]
         sequence = input if isinstance(input, PackedSequence) else None
         batched, ends = True, None
         if sequence is not None:

@@ -43,10 +43,11 @@ class LSTM(RecurrentBase):
     ``[4H, directions * H]``), ``weight_hh_lk`` ``[4H, P or H]``, ``bias_ih_lk`` and ``bias_hh_lk`` ``[4H]``, ``weight_hr_lk`` ``[P, H]``;
     with layer_norm ``gate_gain_lk``, ``gate_shift_lk`` ``[4H]`` and ``cell_gain_lk``, ``cell_shift_lk`` ``[H]``.
 
-    `torch.func` transforms (per-sample gradients with ``vmap`` and ``grad``, ``jvp``, ``functional_call``) and forward-mode
-    differentiation work, which those of torch.nn do not; there ``backend="auto"`` is `reference`, step by step, since no compiled loop
-    can take part. Within ``torch.compile`` and ``torch.export`` a loop is one operator, without a break of the graph, whose backward
-    runs it again; PackedSequences break the graph. Under autocast everything is computed in autocast's dtype.
+    torch.func's transforms (``vmap``, which torch.nn's modules cannot take part in, ``grad``, ``jvp``) and forward-mode differentiation
+    work: there ``backend="auto"`` is `reference`, step by step, since no compiled loop can take part, and another named backend raises.
+    Within ``torch.compile`` and ``torch.export`` a loop is one operator, without a break of the graph, whose backward runs it again
+    (within a transform too: its steps one by one); PackedSequences break the graph. Under autocast everything is computed in autocast's
+    dtype.
 
     Raises:
         TypeError, ValueError: an argument that torch.nn refuses, with its kind of error; a zoneout outside [0, 1]; no such backend.

@@ -1,5 +1,7 @@
 """LSTM, GRU and RNN against torch.nn's, over their options: values, and gradients of the input, the state and all parameters."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -105,9 +107,18 @@ def test_lengths_out_of_range_count_as_none_and_all(kind):
     assert not y[1].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", ["stepwise", "native"])
-@pytest.mark.parametrize("options", [{"num_layers": 2}, {"num_layers": 2, "bidirectional": True}], ids=["stack", "both ways"])
+STACK, BOTH_WAYS = {"num_layers": 2}, {"num_layers": 2, "bidirectional": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "options"),
+    [
+        *itertools.product(KINDS, ["stepwise", "native"], [STACK]),
+        ("LSTM", "native", BOTH_WAYS),
+        ("GRU", "stepwise", BOTH_WAYS),
+        *[pytest.param(kind, "native", BOTH_WAYS, marks=pytest.mark.slow) for kind in ("GRU", "RNN")],
+    ],
+)
 def test_captured_loops_equal_torch(kind, backend, options):
     theirs, ours = pair(kind, 3, 4, **options, backend=backend)
     x = torch.randn(6, 3, 3)
