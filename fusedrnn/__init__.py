@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import feedback, random
+from . import feedback, nn, random
 from ._version import __version__
 from .cells import (
     AttentionWrapper,
@@ -58,6 +58,7 @@ __all__ = [
     "explain",
     "fallbacks",
     "feedback",
+    "nn",
     "quantize",
     "random",
     "raw_rnn",

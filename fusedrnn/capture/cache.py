@@ -19,6 +19,7 @@ from . import code as codes
 from .program import Program
 from .refusal import NotCapturable
 from .step import capture
+from .turn import one_at_a_time
 
 _MOST = 512
 _MOST_SIZES = 16  # of one key: programs for sizes that the code fixed
@@ -59,6 +60,7 @@ def captured(call: Call, frame: Frame, begun: Start) -> tuple[Program, list[torc
 T = TypeVar("T")
 
 
+@one_at_a_time
 def unchanged_by(call: Call, trace: Callable[[list[torch.Tensor]], T]) -> T | None:
     """What ``trace`` makes of the closed-over tensors; None if it cannot, or if tracing changes anything, which is undone."""
     walk = closure.walk(call.cell, call.loop_fn)
@@ -88,6 +90,7 @@ def size() -> int:
         return sum(len(programs) for programs in _known.values())
 
 
+@one_at_a_time
 def _captured_now(call: Call, begun: Start, walk: closure.Walk) -> Program | NotCapturable:
     before = closure.Snapshot(walk)
     try:

@@ -110,7 +110,7 @@ class Operand:
     def run(self, tensors: Sequence[torch.Tensor], seed: torch.Tensor | None) -> list[torch.Tensor]:
         """What the operator gives. On a GPU the host waits only where it has to learn how many steps there were."""
         frame, ended = _frame(seed), None
-        with _outside(), torch.no_grad():
+        with outside(), torch.no_grad():
             settled = self.warm.started(tensors, frame)
             if settled is not None:
                 number: Any = frame.seed if self.warm.program.draws else None
@@ -149,7 +149,7 @@ class Operand:
         """The gradients of the needed tensors, from those of the results in some places: the loop runs again, and keeps what its
         derivative needs."""
         warm, frame = self.warm, _frame(seed)
-        with _outside(), torch.enable_grad():
+        with outside(), torch.enable_grad():
             lifted = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needed, strict=True)]
             sources = [tensor for tensor, need in zip(lifted, needed, strict=True) if need]
             settled = warm.started(lifted, frame)
@@ -197,7 +197,7 @@ with ThreadPoolExecutor(1) as _pool:
 
 
 @contextmanager
-def _outside() -> Iterator[None]:
+def outside() -> Iterator[None]:
     """Torch as it is outside of an operator, in which the dispatcher leaves out autograd, and vmap in what torch.compile made. Casts are
     in the captured programs, which want no others."""
     with torch._C._ForceDispatchKeyGuard(*_OUTSIDE), torch.inference_mode(False):

@@ -11,6 +11,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..capture.program import INVARIANT, Program
+from ..capture.turn import one_at_a_time
 from ..optimise.canonicalise import canonicalise
 from ..optimise.going_on import going_on
 from ..optimise.graph import copied, outputs, placeholders
@@ -48,6 +49,7 @@ class Optimised:
     wavefront: Wavefront | None = None
 
 
+@one_at_a_time
 def optimised(
     program: Program, batch: Any, *, split: bool = False, wide: bool = False, fixed: bool = False, together: bool = False
 ) -> Optimised:

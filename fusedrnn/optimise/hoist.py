@@ -184,7 +184,8 @@ class _Work:
         timed = self._closure({"tensor", "seed", "time", "initial inputs"})
         if clock is None:
             return
-        for source, placeholder, target in self._inputs():
+        for source, placeholder, _ in self._inputs():
+            target = self.targets.index(Target(source.kind, source.place))  # anew: an input that is dropped moves those behind it
             made = self.outputs[target]
             if made not in timed or not self._cannot_fail(made):
                 continue

@@ -47,6 +47,22 @@ def test_products_of_reads_are_made_ahead(parts):
         agrees(cell, loop_fn, parallel_iterations=at_once)
 
 
+def test_each_of_several_inputs_is_its_own():
+    class Sums:
+        output_size = state_size = H
+
+        def __init__(self):
+            self.weights = [torch.randn(D, H) for _ in range(4)]
+
+        def __call__(self, inputs, state):
+            state = torch.tanh(state + sum(x @ weight for x, weight in zip(inputs, self.weights, strict=True)))
+            return state, state
+
+    cell, loop_fn = Sums(), feedback.sequence(tuple(torch.randn(T, B, D) for _ in range(4)), None, torch.zeros(B, H))
+    assert len(source(cell, loop_fn).moved.hoisted) == 4
+    agrees(cell, loop_fn)
+
+
 def test_inputs_made_of_the_time_in_other_ways(parts):
     cell, _, _, x, lengths, h = parts
     for read in (lambda t: x[T - 1 - t], lambda t: x[t] * 2 + x[t - 1], lambda t: torch.ones_like(x[0]) * t, lambda t: x.mean(0)):
