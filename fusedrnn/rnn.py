@@ -58,7 +58,7 @@ def dynamic_rnn(
     _check_rows(initial_state, batch)
     loop_fn = sequence(inputs, lengths if isinstance(lengths, torch.Tensor) else None, initial_state)
     emits, state, _ = raw_rnn(called, loop_fn, parallel_iterations, swap_memory, scope, backend=backend)
-    outputs = trees.map_leaves(lambda emit: _padded(emit.stack(), steps), emits)
+    outputs = trees.map_leaves(lambda emit: padded(emit.stack(), steps), emits)
     return (outputs if time_major else trees.map_leaves(_swapped, outputs)), state
 
 
@@ -132,7 +132,7 @@ def _check_rows(state: Tree, batch: int) -> None:
             raise ValueError(f"initial_state{path} has batch size {len(leaf)} (shape {list(leaf.shape)}), the inputs have {batch}")
 
 
-def _padded(outputs: torch.Tensor, steps: int) -> torch.Tensor:
+def padded(outputs: torch.Tensor, steps: int) -> torch.Tensor:
     """Zeros up to T, where every row had finished earlier."""
     missing = steps - len(outputs)
     return outputs if not missing else torch.cat([outputs, outputs.new_zeros((missing, *outputs.shape[1:]))])
