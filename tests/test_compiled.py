@@ -104,12 +104,12 @@ def test_max_steps():
     Setting(max_steps=3).check()
 
 
-def test_gradients_flow_and_auto_runs_them_step_by_step():
+def test_gradients_flow_through_compiled_loops():
     s = Setting()
     with torch.no_grad():
         s.check()
     result = s.loop()
-    assert result.executor == "stepwise"
+    assert result.executor == "native"
     result[0].stack().sum().backward()
     assert s.cell.weight_hh.grad.abs().sum() > 0
     named = Setting("native")

@@ -13,6 +13,7 @@ from .. import checkpoints, fallback, memory
 from ..capture.program import Program, Source, Target
 from ..capture.refusal import NotCapturable
 from ..capture.sizes import function_of
+from ..capture.turn import one_at_a_time
 from ..contract import Call, Start
 from ..derivative.backward import Backward, backward
 from ..derivative.forward import Forward, forward
@@ -68,7 +69,7 @@ class Derived:
     def backward(self, given: frozenset[Target]) -> Backward:
         """The derivative."""
         if given not in self.backwards:
-            self.backwards[given] = backward(self.forward, self.needed, given)
+            self.backwards[given] = one_at_a_time(backward)(self.forward, self.needed, given)
         return self.backwards[given]
 
 
@@ -82,6 +83,7 @@ def _key(needed: frozenset[Source], again: bool = False) -> str:
     return f"derivative {sorted(needed)}{' again' if again else ''}"
 
 
+@one_at_a_time
 def derived(program: Program, needed: frozenset[Source], again: bool = False) -> Derived:
     """The program with its derivative, made when first asked for.
 

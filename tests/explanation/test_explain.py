@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fusedrnn
-from fusedrnn import PlanError, TensorArray, feedback
+from fusedrnn import PlanError, TensorArray, feedback, memory
 from fusedrnn.capture import cache
 from fusedrnn.cells import AttentionWrapper, BahdanauAttention
 from fusedrnn.explanation import STAGES, explain
@@ -420,7 +420,6 @@ def test_executors(made, monkeypatch):
     assert "PlanError" in named["reason"]
     assert "no step" in facts(cell, loop_fn, max_steps=0)["choice"]["reason"]
     with torch.enable_grad():
-        assert "gradients" in facts(cell, loop_fn)["choice"]["others"]["native"]["reason"]
         assert facts(cell, loop_fn, backend="native")["choice"]["executor"] == "native"
     monkeypatch.setattr(build, "compiler", lambda: None)
     assert "compiler" in facts(cell, loop_fn)["choice"]["others"]["native"]["reason"]
@@ -583,3 +582,17 @@ def test_the_line_that_holds_for_one_batch_size(made):
     step, line = explanation.as_dict()["step"], line_of(loop_fn, "torch.arange(B)")
     assert (step["rows"]["fixed"], step["rows"]["fixed_at"]) == (True, line)
     assert step["kernel"]["programs"] >= 1  # its rows are told apart all the same
+
+
+def test_the_backward(made, monkeypatch):
+    cell, x = made["cell"], made["x"]
+    loop_fn = sequence(made, lambda time: x[time])
+    assert facts(cell, loop_fn)["step"]["backward"] is None  # nothing needs a gradient
+    with torch.enable_grad():
+        found = facts(cell, loop_fn)["step"]["backward"]
+        assert found["gates_bytes"] > found["again_bytes"] > 0
+        assert not found["again"]
+        assert len(found["sums"]) == 2
+        assert "backward     a loop from the last step to the first" in str(fusedrnn.explain(cell, loop_fn))
+        monkeypatch.setattr(memory, "free", lambda device: 1)
+        assert facts(cell, loop_fn)["step"]["backward"]["again"]
