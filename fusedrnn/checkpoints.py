@@ -6,12 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
+from . import fallback
+
 _every: ContextVar[int | None] = ContextVar("fusedrnn checkpoints", default=None)
 
 
 def every() -> int | None:
     """After how many steps a loop that is run now keeps its state; None: each step keeps what the backward needs of it."""
     return _every.get()
+
+
+def unheeded(executor: str) -> None:
+    """An executor runs a loop that keeps everything all the same: it is noted, once."""
+    if _every.get() is not None and torch.is_grad_enabled():
+        fallback.note("checkpointed() holds for compiled loops only, this one keeps everything: name backend='native'", None, executor)
 
 
 @contextmanager

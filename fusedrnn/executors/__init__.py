@@ -5,7 +5,7 @@ What captures and compiles is imported when a loop first needs it: torch's traci
 
 from __future__ import annotations
 
-from .. import branches, contract, frames
+from .. import branches, checkpoints, contract, frames
 from ..capture.refusal import refuse_nested
 from ..contract import Call
 from ..result import Result
@@ -28,5 +28,6 @@ def execute(backend: str, call: Call, *, compile_now: bool = False) -> Result:
 
         return captured.execute(backend, call, compile_now=compile_now)
     choose(backend)
+    checkpoints.unheeded("reference")
     with frames.running() as frame, branches.taken(), reference.swapped(call):
         return reference.run(call, frame, contract.start(call, frame))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .. import branches, contract, fallback, frames
+from .. import branches, checkpoints, contract, fallback, frames
 from ..capture import cache
 from ..capture.program import Program
 from ..capture.refusal import NotCapturable, place
@@ -56,6 +56,7 @@ def execute(backend: str, call: Call, *, compile_now: bool) -> Result:
                 return _native(call, frame, begun, program, tensors)
             if backend == "persistent":
                 return _persistent(call, frame, begun, program, tensors)
+            checkpoints.unheeded(backend)
             return stepwise.run(call, frame, begun, program, tensors)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
@@ -142,6 +143,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
                 return reference.run(call, frame, begun)
             return stepwise.run(call, frame, begun, program, tensors)
     refused = native_refusal(call, begun, program, tensors)
+    now = now or (checkpoints.every() is not None and torch.is_grad_enabled())
     if refused is None and (now or worth_compiling(begun, program, tensors)):
         try:
             if differentiated.needs_gradients(begun, program, tensors):
@@ -151,6 +153,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
             refused = error
     if refused is not None:
         fallback.note(refused.reason, refused.location, "stepwise", level=logging.INFO)
+    checkpoints.unheeded("stepwise")
     began = time.perf_counter()
     result = stepwise.run(call, frame, begun, program, tensors)
     program.plans["seconds step by step"] = program.plans.get("seconds step by step", 0.0) + time.perf_counter() - began
@@ -159,13 +162,15 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
 
 def _native(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
     result = native.run(call, frame, begun, program, tensors)
-    warm.note(call, frame, begun, program, tensors, native.compiled(program))
+    if not differentiated.needs_gradients(begun, program, tensors):
+        warm.note(call, frame, begun, program, tensors, native.compiled(program))
     return result
 
 
 def _persistent(call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> Result:
     result = persistent.run(call, frame, begun, program, tensors)
-    warm.note(call, frame, begun, program, tensors, persistent.kernel(program, begun.batch, begun.device, tensors))
+    if not differentiated.needs_gradients(begun, program, tensors):
+        warm.note(call, frame, begun, program, tensors, persistent.kernel(program, begun.batch, begun.device, tensors))
     return result
 
 

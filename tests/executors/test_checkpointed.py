@@ -49,6 +49,23 @@ def test_less_is_kept():
     assert some < everything - 6 * 4 * 5 * 2
 
 
+@pytest.mark.parametrize("backend", ["reference", "stepwise"])
+def test_executors_that_keep_everything_say_so(backend):
+    cell, loop_fn, _ = LOOPS["rnn"]()
+    before = sum(fusedrnn.fallbacks().values())
+    with fusedrnn.checkpointed(2):
+        fusedrnn.raw_rnn(cell, loop_fn, backend=backend)
+    assert sum(fusedrnn.fallbacks().values()) == before + 1
+    assert any("checkpointed" in reason for reason in fusedrnn.fallbacks())
+
+
+def test_auto_compiles_for_it(monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_BACKEND", "auto")
+    cell, loop_fn, _ = LOOPS["rnn"]()
+    with fusedrnn.checkpointed(2):
+        assert fusedrnn.raw_rnn(cell, loop_fn).executor == "native"
+
+
 @pytest.mark.parametrize("every", [0, -1])
 def test_a_number_of_steps_is_positive(every):
     with pytest.raises(ValueError, match="every must be 1 or more"), fusedrnn.checkpointed(every):
