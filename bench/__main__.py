@@ -9,6 +9,7 @@ import sys
 _COMMANDS = {
     "cpu": "on this machine's CPU, against what one would use without fusedrnn",
     "compile": "compile every shipped kernel, with no GPU, and check it",
+    "memory": "what a training step keeps, on the CPU: peaks of processes of their own",
     "gpu": "on a GPU: correctness first, then barriers, peers, tests and tables",
 }
 

@@ -1,4 +1,4 @@
-"""Everything that is measured on this machine's CPU: grapheme to phoneme, an LSTM over sequences, and what a call adds."""
+"""Everything that is measured on this machine's CPU: grapheme to phoneme, an LSTM over sequences, training, and what a call adds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from . import calls, g2p, lstm, measure
+from . import calls, g2p, lstm, measure, training
 
-_PARTS = {"g2p": g2p, "lstm": lstm, "calls": calls}
+_PARTS = {"g2p": g2p, "lstm": lstm, "training": training, "calls": calls}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

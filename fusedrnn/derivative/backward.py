@@ -19,7 +19,7 @@ from ..capture.sizes import Size, expression, function_of
 from ..contract import Leaf, Port
 from ..optimise.graph import aten, call, fake_mode, placeholders, value
 from ..optimise.simplify import simplify
-from .forward import Forward, ancestors, copied_node, is_by_rows, wanted
+from .forward import Forward, ancestors, copied_node, crossing, is_by_rows, wanted
 from .steps import Functions
 from .totals import PRODUCTS, Summing, Totals
 
@@ -54,7 +54,7 @@ class Backward:
     _sizes: dict[Node, list[Size]]
 
     def zeros(self, node: Node, batch: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What a sum begins with, for the closed-over tensors of the program."""
+        """What a sum begins with, or the gradient of an emit that has none, for the closed-over tensors of the program."""
         values = {name: tensors[place].shape[dim] for name, (place, dim) in self.program.symbols.items()} | {str(self.program.batch): batch}
         return torch.zeros([size(values) for size in self._sizes[node]], dtype=value(node).dtype, device=tensors[-1].device)
 
@@ -84,6 +84,7 @@ class _Building:
         self.targets: list[Target] = []
         self.returned: list[Any] = []
         self.copies: dict[Node, Node] = {}  # of nodes of the joint graph
+        self.quiet: dict[tuple[Node, bool], Node] = {}
         self.sums: dict[Node, Node] = {}  # of gradients that are added up: what comes in
         self.leaves: dict[str, list[Source | Node]] = {"state": [], "loop_state": []}
         self.values: list[torch.Tensor] = []  # of closed-over tensors
@@ -95,7 +96,7 @@ class _Building:
         totals = Summing(joint, self.batch).totals(sums)
         inside = ancestors([*[node for node in carried.values() if node is not None], *totals.added]) & joint.backward
         stacked = {self.tangents[target] for target in joint.given if target.kind in _STACKED}
-        emitted = _emitted(totals, inside, joint.backward, stacked)
+        emitted = _emitted(totals, inside, joint.backward, stacked, self.batch)
         self._placeholders(carried, totals)
         self._clock()
         self._put(
@@ -112,8 +113,8 @@ class _Building:
         return Backward(
             self._program(emitted), tuple(self.leaves["state"]), tuple(self.leaves["loop_state"]), self.given, tuple(emitted),
             {node: is_by_rows(value(node), self.batch) for node in emitted}, totals, self.wanted,
-            Functions(joint, [*self.made.emits, *emitted]),
-            {node: [function_of(size)[0] for size in value(node).shape] for node in totals.added},
+            Functions(joint, [*self.made.emits, *emitted], self.batch, self.made.core.retires),
+            {node: [function_of(size)[0] for size in value(node).shape] for node in (*totals.added, *stacked)},
         )  # fmt: skip
 
     def _placeholders(self, carried: dict[Source, Node | None], totals: Totals) -> None:
@@ -150,6 +151,7 @@ class _Building:
         self.rows = call(self.graph, aten.sym_size.int, self.lengths, 0)
         clock = call(self.graph, aten.add.Tensor, self.at, 1)
         self.over = call(self.graph, aten.lt.Tensor, self.lengths, clock)
+        self.ends = call(self.graph, aten.le.Tensor, self.lengths, clock)
         for node, source in self.joint.sources.items():
             if source.kind == "time":
                 self.copies[node] = clock
@@ -209,14 +211,23 @@ class _Building:
             waiting.pop()
             if part not in self.copies:
                 assert part.op != "placeholder", f"{part} was not kept"
-                self.copies[part] = copied_node(self.graph, part, self.copies, self.joint.module, self.root, "step")
+                mine = {operand: self.copies[operand] for operand in part.all_input_nodes}
+                for operand in crossing(part, self.batch) if self.made.core.retires else ():
+                    mine[operand] = self._quiet(operand, part in self.joint.fed)
+                self.copies[part] = copied_node(self.graph, part, mine, self.joint.module, self.root, "step")
         return self.copies[node]
 
-    def _masked(self, made: Node, otherwise: Any) -> Node:
+    def _quiet(self, node: Node, fed: bool) -> Node:
+        """A value that other rows may see: zeros for rows that are finished, where it is of the next input also for those that finish."""
+        if (node, fed) not in self.quiet:
+            self.quiet[node, fed] = self._masked(self.copies[node], 0, fed)
+        return self.quiet[node, fed]
+
+    def _masked(self, made: Node, otherwise: Any, fed: bool = False) -> Node:
         """What a step makes, of rows that are finished something else, if they do nothing any more."""
         if not self.made.core.retires or not is_by_rows(value(made), self.batch):
             return made
-        over = self.over
+        over = self.ends if fed else self.over
         for _ in range(value(made).ndim - 1):
             over = call(self.graph, aten.unsqueeze.default, over, -1)
         if otherwise == 0:
@@ -230,10 +241,11 @@ class _Building:
         return self._masked(made, tangent)
 
     def _sum(self, gradient: Node) -> Node:
-        return call(self.graph, aten.add.Tensor, self.sums[gradient], self._masked(self._copied(gradient), 0), like=gradient)
+        more = self._masked(self._copied(gradient), 0, gradient in self.joint.fed)
+        return call(self.graph, aten.add.Tensor, self.sums[gradient], more, like=gradient)
 
     def _emit(self, node: Node) -> Node:
-        made = self._masked(self._copied(node), 0)
+        made = self._masked(self._copied(node), 0, node in self.joint.fed)
         if not is_by_rows(value(node), self.batch):
             made = call(self.graph, aten.expand.default, made, [self.rows, *[self._size(size) for size in value(node).shape]], like=node)
         return made
@@ -270,8 +282,9 @@ class _Building:
         )  # fmt: skip
 
 
-def _emitted(totals: Totals, inside: set[Node], backward: frozenset[Node], known: set[Node]) -> list[Node]:
-    """What the loop emits, so that the sums can be made behind it: of products that the loop itself does not need their operands."""
+def _emitted(totals: Totals, inside: set[Node], backward: frozenset[Node], known: set[Node], batch: Any) -> list[Node]:
+    """What the loop emits, so that the sums can be made behind it: the operands of products, and of what is made of all rows, if the
+    loop itself does not need those."""
     late: dict[Node, bool] = {}
 
     def is_late(node: Node) -> bool:
@@ -280,7 +293,7 @@ def _emitted(totals: Totals, inside: set[Node], backward: frozenset[Node], known
                 node in backward
                 and node not in inside
                 and node.op != "placeholder"
-                and (node.target in PRODUCTS or any(map(is_late, node.all_input_nodes)))
+                and (node.target in PRODUCTS or bool(crossing(node, batch)) or any(map(is_late, node.all_input_nodes)))
             )
         return late[node]
 

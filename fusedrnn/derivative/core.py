@@ -17,9 +17,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..capture import ops
 from ..capture.program import INVARIANT, Program, Source, Target
+from ..capture.refusal import NotCapturable
 from ..capture.sizes import function_of
+from ..lowering.operators import Unlowered
 from ..lowering.pipeline import drop_masks, looked_up, optimised
-from ..optimise.graph import copied, made_of, outputs, placeholders, value
+from ..optimise.graph import copied, location, made_of, outputs, placeholders, value
 from ..optimise.hoist import Moved
 from ..optimise.simplify import simplify
 
@@ -64,9 +66,19 @@ class Core:
 
 
 def core(program: Program) -> Core:
-    """Split a step at what is known before the loop."""
-    retires = optimised(program, program.batch).retires
-    found, moved = looked_up(program)
+    """Split a step at what is known before the loop.
+
+    Raises:
+        NotCapturable: it has an operator that no compiled loop knows.
+    """
+    try:
+        retires = optimised(program, program.batch).retires
+    except Unlowered as unlowered:
+        raise NotCapturable(unlowered.reason, unlowered.location) from unlowered
+    for node in program.module.graph.nodes:
+        if node.target is torch.ops.aten.embedding.default and len(node.args) > 3 and node.args[3]:
+            raise NotCapturable("an embedding's gradient depends on how often a step looks a row up (scale_grad_by_freq)", location(node))
+    found, moved = looked_up(program, differentiable=True)
     graph = copied(found.module.graph)
     hoisted = dataclasses.replace(found, module=GraphModule(found.module, graph), plans={})
     graph = hoisted.module.graph

@@ -161,6 +161,18 @@ def copied_node(graph: Graph, node: Node, copies: dict[Node, Node], module: Grap
     return made
 
 
+def crossing(node: Node, batch: Any) -> list[Node]:
+    """The operands of a node that are of rows and of a floating dtype, where what it makes is not: no finished row must go in."""
+    made = value(node)
+    if node.op != "call_function" or not isinstance(made, torch.Tensor) or is_by_rows(made, batch):
+        return []
+    return [operand for operand in node.all_input_nodes if _floats(value(operand)) and is_by_rows(value(operand), batch)]
+
+
+def _floats(made: Any) -> bool:
+    return isinstance(made, torch.Tensor) and (made.is_floating_point() or made.is_complex())
+
+
 def ancestors(nodes: Sequence[Node]) -> set[Node]:
     """The nodes, and all that they are made of."""
     found, waiting = set[Node](), list(nodes)

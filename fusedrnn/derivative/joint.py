@@ -38,6 +38,7 @@ class Joint:
         wanted: what gradients are made of: a source, or the number of a known value.
         gradients: those, None where nothing depends on it.
         backward: the nodes that depend on a gradient.
+        fed: those of them that depend on gradients of next inputs alone: of a row's last step there is none.
     """
 
     graph: Graph
@@ -50,6 +51,7 @@ class Joint:
     wanted: tuple[Source | int, ...]
     gradients: tuple[Node | None, ...]
     backward: frozenset[Node]
+    fed: frozenset[Node]
 
 
 def joint(core: Core) -> Joint:
@@ -111,12 +113,19 @@ def joint(core: Core) -> Joint:
     return Joint(
         graph, module, dict(zip(taken, core.sources, strict=False)), tuple(taken[len(core.sources) :]), tuple(given), tuple(comes_in),
         tuple(returned[: len(results)]), tuple(wanted), tuple([None if none else next(gradients) for none in missing]),
-        frozenset(_dependent(graph, comes_in)),
+        frozenset(_dependent(graph, comes_in)), _fed(graph, given, comes_in, len(core.hoisted.state_port.leaves)),
     )  # fmt: skip
 
 
 def _floats(made: Any) -> bool:
     return isinstance(made, torch.Tensor) and (made.is_floating_point() or made.is_complex())
+
+
+def _fed(graph: Graph, given: Sequence[Target], tangents: Sequence[Node], own: int) -> frozenset[Node]:
+    """As `Joint.fed`. Behind the state's ``own`` leaves come inputs (`fusedrnn.derivative.segments`)."""
+    kinds = {node: kind == "inputs" or (kind == "state" and place >= own) for (kind, place), node in zip(given, tangents, strict=True)}
+    others = _dependent(graph, [node for node, is_input in kinds.items() if not is_input])
+    return frozenset(_dependent(graph, [node for node, is_input in kinds.items() if is_input]) - others)
 
 
 def _dependent(graph: Graph, sources: Sequence[Node]) -> set[Node]:

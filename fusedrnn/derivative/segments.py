@@ -31,7 +31,7 @@ class Segment:
 
 def segment(program: Program, tensors: int) -> Segment:
     """Of a program that closes over so many tensors."""
-    made, found = looked_up(program)
+    made, found = looked_up(program, differentiable=True)
     graph = copied(made.module.graph)
     own = len(made.state_port.leaves)
     sources, targets, moved = list(made.sources), list(made.targets), list[Source]()

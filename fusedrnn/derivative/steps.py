@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from .. import rows
 from ..capture import ops
+from ..optimise.graph import value
+from .forward import crossing, is_by_rows
 from .joint import Joint
 
 
@@ -18,6 +21,10 @@ def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     size = x.shape[dim]
     index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
     return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
+
+
+def _zeroed(x: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+    return rows.zeroed(x, finished)
 
 
 def _size(x: torch.Tensor, dim: int) -> int:
@@ -51,10 +58,13 @@ class Functions:
     Args:
         joint: the step.
         zero: the nodes that are zero where a row has ended.
+        batch: the batch size as an expression.
+        retires: what a row would do after its end is nothing.
     """
 
-    def __init__(self, joint: Joint, zero: Collection[Node]) -> None:
-        self.joint, self.zero = joint, frozenset(zero)
+    def __init__(self, joint: Joint, zero: Collection[Node], batch: Any, retires: bool) -> None:
+        self.joint, self.zero, self.batch, self.retires = joint, frozenset(zero), batch, retires
+        self._finished = next(node for node, source in joint.sources.items() if source.kind == "finished")
         self._known: dict[tuple[Node, frozenset[Node]], _Function] = {}
 
     def of(self, node: Node, given: Collection[Node]) -> _Function:
@@ -72,13 +82,17 @@ class Functions:
                 needed.add(part)
                 if part not in given and part not in joint.known:
                     waiting += part.all_input_nodes
+                    waiting += [self._finished] if self.retires and crossing(part, self.batch) else []
         steps = tuple(part for part in joint.graph.nodes if part in needed and part in given)
         constants = tuple(part for part in joint.graph.nodes if part in needed and part not in given and part in joint.known)
         graph, loops = Graph(), False
         copies = {part: graph.placeholder(part.name) for part in (*steps, *constants)}
         for part in joint.graph.nodes:
             if part in needed and part not in copies:
-                copies[part] = graph.node_copy(part, copies.__getitem__)
+                mine = {operand: copies[operand] for operand in part.all_input_nodes}
+                for operand in crossing(part, self.batch) if self.retires else ():
+                    mine[operand] = graph.call_function(_zeroed, (copies[operand], copies[self._finished]))
+                copies[part] = graph.node_copy(part, mine.__getitem__)
                 if part.target is ops.read:
                     copies[part].target = read
                 elif is_size(part):
@@ -98,20 +112,21 @@ class AllSteps:
         sums: of some nodes the sum of all steps.
         known: the values that are known before the loop.
         lengths: ``[B]`` int32: the steps of each row.
-        retires: what a row would do after its end is nothing: it is zero here.
         steps: T.
     """
 
     def __init__(
         self, functions: Functions, given: Mapping[Node, torch.Tensor], sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor],
-        lengths: torch.Tensor, retires: bool, steps: int,
+        lengths: torch.Tensor, steps: int,
     ) -> None:  # fmt: skip
         joint = functions.joint
-        self._functions, self._retires, self._sums = functions, retires, sums
+        self._functions, self._sums = functions, sums
         self._known = dict(zip(joint.known, known, strict=True))
         self._all = dict(given)
-        self._rows: dict[Node, torch.Tensor] = {}
-        self._times = torch.arange(1, steps + 1, dtype=torch.int32)
+        self._rows: dict[tuple[Node, bool], torch.Tensor] = {}
+        self._times = torch.arange(1, steps + 1, dtype=torch.int32, device=lengths.device)
+        # Of next inputs the last step of a row makes none that is used.
+        self._ends = torch.arange(1, steps + 1, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
         self._over = torch.arange(steps, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
         self._some_over = lengths.device.type != "cpu" or bool((lengths < steps).any())
         for node, source in joint.sources.items():
@@ -139,22 +154,25 @@ class AllSteps:
 
     def at_first(self, node: Node) -> torch.Tensor:
         """At the first step."""
-        return self._masked(node, self._all[node][:1] if node in self._all else self._made(node, slice(1)))[0]
+        return self._masked(node, self._all[node][:1] if node in self._all else self._made(node, slice(1)), False)[0]
 
-    def masked(self, node: Node) -> torch.Tensor:
-        """``[T, B, ...]``, zero where a row has ended."""
-        if node not in self._rows:
-            self._rows[node] = self._masked(node, self.all(node))
-        return self._rows[node]
+    def masked(self, node: Node, fed: bool = False) -> torch.Tensor:
+        """``[T, B, ...]``, zero where a row has ended, for a gradient of next inputs (``fed``) where it ends too."""
+        if (node, fed) not in self._rows:
+            self._rows[node, fed] = self._masked(node, self.all(node), fed)
+        return self._rows[node, fed]
 
-    def rows(self, node: Node) -> torch.Tensor:
-        """``[T * B, ...]``, zero where a row has ended."""
-        return self.masked(node).flatten(0, 1)
+    def rows(self, node: Node, fed: bool = False) -> torch.Tensor:
+        """``[T * B, ...]``, as `masked`."""
+        return self.masked(node, fed).flatten(0, 1)
 
-    def _masked(self, node: Node, made: torch.Tensor) -> torch.Tensor:
-        if not self._retires or not self._some_over or node in self._functions.zero or not (made.is_floating_point() or made.is_complex()):
+    def _masked(self, node: Node, made: torch.Tensor, fed: bool) -> torch.Tensor:
+        functions = self._functions
+        if not functions.retires or not is_by_rows(value(node), functions.batch) or not (made.is_floating_point() or made.is_complex()):
             return made
-        return made.masked_fill(self._over[: len(made)].view(*made.shape[:2], *[1] * (made.ndim - 2)), 0)
+        if not fed and (not self._some_over or node in functions.zero):
+            return made
+        return made.masked_fill((self._ends if fed else self._over)[: len(made)].view(*made.shape[:2], *[1] * (made.ndim - 2)), 0)
 
     def _made(self, node: Node, which: slice) -> torch.Tensor:
         if node in self._known:

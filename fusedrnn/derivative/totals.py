@@ -112,11 +112,12 @@ def _of_sum(summing: Summing, node: Node) -> Total | None:
 def _of_product(summing: Summing, node: Node) -> Total | None:
     args: Any = node.args
     left, right = args
+    fed = node in summing.joint.fed
     turned = left.args[0] if left.target in (aten.t.default, aten.permute.default, aten.transpose.int) else None
     if isinstance(turned, Node) and value(left).ndim == 2 and summing.by_rows(turned) and summing.by_rows(right):
         summing.read(turned, right)
         summing.found.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
-        return lambda steps: steps.rows(turned).t() @ steps.rows(right)
+        return lambda steps: steps.rows(turned, fed).t() @ steps.rows(right, fed)
     if right in summing.joint.known and left in summing.joint.backward:
         inner = summing.total(left)
         return lambda steps: inner(steps) @ steps.constant(right)
@@ -133,9 +134,10 @@ def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:
     if inner * (rows + columns) > rows * columns:
         return None  # the sum is smaller than what it is made of
     summing.read(left, right)
+    fed = node in summing.joint.fed
     return lambda steps: torch.bmm(
-        steps.masked(left).permute(1, 2, 0, 3).flatten(2),
-        steps.masked(right).permute(1, 0, 2, 3).flatten(1, 2),
+        steps.masked(left, fed).permute(1, 2, 0, 3).flatten(2),
+        steps.masked(right, fed).permute(1, 0, 2, 3).flatten(1, 2),
     )
 
 
@@ -148,21 +150,22 @@ def _of_row_sum(summing: Summing, node: Node) -> Total | None:
         return None
     summing.read(operand)
     kwargs: Any = node.kwargs
-    return lambda steps: torch.sum(steps.rows(operand), dims, keepdim, **kwargs)
+    fed = node in summing.joint.fed
+    return lambda steps: torch.sum(steps.rows(operand, fed), dims, keepdim, **kwargs)
 
 
 def _of_read(summing: Summing, node: Node) -> Total | None:
     args: Any = node.args
     gradient, x, index, dim = args
-    if not summing.by_rows(gradient):
-        return None
     summing.read(gradient, index)
+    fed = node in summing.joint.fed
 
     def total(steps: AllSteps) -> torch.Tensor:
         source, places = steps.constant(x), steps.all(index)
         size = source.shape[dim]
         places = torch.where(places < 0, places + size, places).clamp(0, max(size - 1, 0)).long()
-        made = steps.masked(gradient).movedim(0, dim)
+        made = steps.masked(gradient, fed).movedim(0, dim)
+        places = places.to(made.device)
         if size == len(places) and places.device.type == "cpu" and torch.equal(places, torch.arange(size)):
             return made.contiguous()
         return torch.zeros_like(source, dtype=made.dtype).index_add(dim, places, made) if size else torch.zeros_like(source)
@@ -177,7 +180,8 @@ def _of_look_up(summing: Summing, node: Node) -> Total | None:
         return None
     summing.read(gradient, indices)
     put: Any = aten.embedding_dense_backward
-    return lambda steps: put(steps.rows(gradient), steps.rows(indices), *[steps.constant(part) for part in rest])
+    fed = node in summing.joint.fed
+    return lambda steps: put(steps.rows(gradient, fed), steps.rows(indices), *[steps.constant(part) for part in rest])
 
 
 def _of_put(summing: Summing, node: Node) -> Total | None:
@@ -194,9 +198,10 @@ def _of_put(summing: Summing, node: Node) -> Total | None:
     if like is None:
         return None
     summing.read(values, *indices)
+    fed = node in summing.joint.fed
 
     def total(steps: AllSteps) -> torch.Tensor:
-        rows = steps.rows(values)
+        rows = steps.rows(values, fed)
         made = torch.zeros_like(steps.constant(like), dtype=rows.dtype)
         return made.index_put([steps.rows(index) for index in indices], rows, accumulate=True)
 

@@ -146,7 +146,7 @@ def _weighed(call: Call, frame: Frame, begun: Start, program: Program, tensors: 
     now = now or (checkpoints.every() is not None and torch.is_grad_enabled())
     if refused is None and (now or worth_compiling(begun, program, tensors)):
         try:
-            if differentiated.needs_gradients(begun, program, tensors):
+            if differentiated.needs_gradients(begun, program, tensors) and checkpoints.every() is None:
                 differentiated.derived(program, differentiated.needed(begun, program, tensors))
             return _native(call, frame, begun, program, tensors)
         except NotCapturable as error:

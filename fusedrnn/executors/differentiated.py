@@ -67,9 +67,19 @@ class Derived:
     backwards: dict[frozenset[Target], Backward]
 
     def backward(self, given: frozenset[Target]) -> Backward:
-        """The derivative."""
+        """The derivative.
+
+        Raises:
+            NotCapturable: it cannot be a loop.
+        """
         if given not in self.backwards:
-            self.backwards[given] = one_at_a_time(backward)(self.forward, self.needed, given)
+            try:
+                self.backwards[given] = one_at_a_time(backward)(self.forward, self.needed, given)
+            except NotCapturable:
+                raise
+            except Exception as error:  # a fault of the derivation must not be one of the loop
+                log.exception("deriving a loop failed; this is a bug of fusedrnn")
+                raise NotCapturable(f"deriving the step failed: {type(error).__name__}: {error}") from error
         return self.backwards[given]
 
 
@@ -171,12 +181,16 @@ class Run:
         tensors: list[torch.Tensor],
         given: list[Source],
     ) -> None:
-        self.compile, self.call, self.frame, self.program, self.given = compile, call, frame, program, given
+        # Not the call itself, nor its frame: loop_fn may close over what comes out of the loop, and autograd keeps this as long as that.
+        self.call = Call(None, _no_loop_fn, call.parallel_iterations, call.swap_memory, call.max_steps)
+        self.frame = Frame(frame.lineage)
+        self.frame.seed = frame.seed if program.draws else 0
+        self.compile, self.program, self.given = compile, program, given
         self.seed: Any = frame.seed if program.draws else None
         self.ended: End | None = None
         self.targets: list[Target] = []
         self.bound = most_steps(call, begun, program, tensors)
-        self._others = [None if Source("tensor", place) in given else tensor for place, tensor in enumerate(tensors)]
+        self._others = [None if Source("tensor", place) in given else tensor.detach() for place, tensor in enumerate(tensors)]
         bare = {
             kind: None if leaves is None else [self._other(kind, place, leaf) for place, leaf in enumerate(leaves)]
             for kind, leaves in trees(begun).items()
@@ -214,7 +228,8 @@ class Run:
         self.targets = [Target(*target) for target in self.ended.made]
         for kind, tree in self.ended.leaves.items():
             self.targets += [Target(kind, place) for place, leaf in enumerate(tree) if isinstance(leaf, torch.Tensor)]
-        return self.ended.tensors()
+        # Views would be refused where they are changed in place.
+        return [result if result._base is None else result.clone() for result in self.ended.tensors()]
 
     def handed_over(self, results: Sequence[torch.Tensor]) -> End | None:
         """What it left, with these results in the place of its own."""
@@ -331,11 +346,15 @@ class DerivedRun(Run):
         tangents = dict(zip(ahead.joint.given, ahead.joint.tangents, strict=True))
         every = dict(zip(ahead.emits, kept, strict=True))
         every |= {tangents[target]: grad for target, grad in zip(derivative.given, given, strict=True)}
+        for target, node in tangents.items():
+            if target.kind in STACKED and target not in derivative.given:
+                zeros = derivative.zeros(node, begun.batch, read)
+                every[node] = zeros.expand(left.steps, *zeros.shape)
         for place, node in enumerate(derivative.emitted):
             emit = found.made["emit", place].flip(0)
             every[node] = emit if derivative.by_rows[node] else emit[:, 0]
         sums = {node: leaf for node, leaf in final.items() if not isinstance(node, Source)}
-        steps = AllSteps(derivative.functions, every, sums, known, left.lengths, ahead.core.retires, left.steps)
+        steps = AllSteps(derivative.functions, every, sums, known, left.lengths, left.steps)
         for number, gradient in derivative.wanted.items():
             if not isinstance(number, Source) and gradient is not None:
                 total = derivative.totals.of[gradient](steps)
@@ -344,7 +363,7 @@ class DerivedRun(Run):
 
     def _ran(self, program: Program, start: Start, tensors: Sequence[torch.Tensor]) -> End:
         """What the derivative leaves. Where it cannot be compiled it runs step by step."""
-        call = Call(None, _no_loop_fn, self.call.parallel_iterations)
+        call = replace(self.call, max_steps=None)
         try:
             found = self.run(program, start, tensors, call)
         except NotCapturable as refused:
@@ -448,7 +467,15 @@ class _Loop(torch.autograd.Function):
         incoming = {target: grad for target, grad in zip(run.targets, gradients, strict=True) if grad is not None}
         if not incoming:
             return (None, *[None] * ctx.count)
-        tensors, kept = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # once: each time they are unpacked
+        tensors, kept = saved[: ctx.count], saved[ctx.count :]
         twice = torch.is_grad_enabled()  # gradients of these gradients may be asked for
-        found = run.step_by_step(tensors, incoming) if twice else run.backward(tensors, kept, incoming)
+        if not twice:
+            try:
+                found = run.backward(tensors, kept, incoming)
+            except NotCapturable as refused:
+                fallback.note(f"the backward of a loop: {refused.reason}", refused.location, "stepwise", level=logging.INFO)
+                twice = True
+        if twice:
+            found = run.step_by_step(tensors, incoming)
         return (None, *[found.get(source) if need else None for source, need in zip(run.given, ctx.needs_input_grad[1:], strict=True)])

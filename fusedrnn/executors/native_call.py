@@ -218,7 +218,7 @@ class End:
     @cached_property
     def made(self) -> dict[tuple[str, int], torch.Tensor]:
         """By target: all steps of each emit and write."""
-        return {target: emit[: self.steps] for target, emit in self.room.items()}
+        return {target: emit if len(emit) == self.steps else emit[: self.steps] for target, emit in self.room.items()}
 
     @cached_property
     def finished(self) -> torch.Tensor:

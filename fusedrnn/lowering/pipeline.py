@@ -86,10 +86,11 @@ def optimised(
     return Optimised(program, module, locality, mixes, retires, moved, sunk)
 
 
-def looked_up(program: Program) -> tuple[Program, Moved]:
-    """The program with its inputs looked up where that frees work from the loop, and what that moved."""
+def looked_up(program: Program, *, differentiable: bool = False) -> tuple[Program, Moved]:
+    """The program with its inputs looked up where that frees work from the loop, and what that moved; ``differentiable`` as `hoist` has
+    it."""
     if program.before is None:
-        return hoist(going_on(program))
+        return hoist(going_on(program), differentiable=differentiable)
     moved: Moved = program.before[1]
     return program, replace(moved, hoisted=[*moved.hoisted])
 

@@ -37,10 +37,14 @@ class Moved:
     embeddings: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
-def hoist(program: Program) -> tuple[Program, Moved]:
-    """The program, a copy, with its inputs looked up where that frees a product from the loop."""
+def hoist(program: Program, *, differentiable: bool = False) -> tuple[Program, Moved]:
+    """The program, a copy, with its inputs looked up where that frees a product from the loop.
+
+    Args:
+        differentiable: the program will be differentiated: look-ups whose derivative is not that of a table's rows stay (``padding_idx``).
+    """
     graph = copied(program.module.graph)
-    work = _Work(program, graph)
+    work = _Work(program, graph, differentiable)
     work.inputs_from_tokens()
     work.inputs_from_time()
     work.products_of_rows()
@@ -52,8 +56,8 @@ def hoist(program: Program) -> tuple[Program, Moved]:
 
 
 class _Work:
-    def __init__(self, program: Program, graph: Graph) -> None:
-        self.program, self.graph = program, graph
+    def __init__(self, program: Program, graph: Graph, differentiable: bool) -> None:
+        self.program, self.graph, self.differentiable = program, graph, differentiable
         self.sources, self.targets = list(program.sources), list(program.targets)
         self.moved = Moved()
         self.of_source = dict(zip(program.sources, placeholders(graph), strict=True))
@@ -144,7 +148,7 @@ class _Work:
     def _looked_up(self, made: Node, placeholder: Node) -> tuple[Any, Any]:
         """The table and the tokens whose rows a value is; (None, None) for any other value."""
         if made.target == aten.embedding.default:
-            return made.args[0], made.args[1]
+            return (made.args[0], made.args[1]) if self._is_plain(made) else (None, None)
         read: Any = made.args[0] if made.target == aten.unsqueeze.default and made.args[1] == 0 else None
         if not isinstance(read, Node) or read.target != ops.read or read.args[2] != 0:
             return None, None
@@ -161,6 +165,10 @@ class _Work:
             index = call(self.graph, aten.where.self, negative, from_end, index, like=made)
             index = call(self.graph, aten.clamp.default, index, None, size - 1, like=made)
             return table, call(self.graph, aten.view.default, index, [1], like=made)
+
+    def _is_plain(self, look_up: Node) -> bool:
+        """Whether the derivative of a look-up is that of its rows, where that matters."""
+        return not self.differentiable or all(option in (-1, False) for option in look_up.args[2:])
 
     def _folds(self, node: Node, table: Node) -> bool:
         """Whether a product with a node may become a row of a table's product."""
@@ -246,6 +254,8 @@ class _Work:
             while isinstance(left, Node) and left.target in (ops.quiet, ops.guard):
                 left = left.args[0]
             if not isinstance(left, Node) or left.target != aten.embedding.default or weight not in self.invariant:
+                continue
+            if not self._is_plain(left):
                 continue
             table, token = left.args[:2]
             if table not in self.invariant or value(token).ndim != 1 or not self._is_worth(table, weight):  # type: ignore[arg-type]
