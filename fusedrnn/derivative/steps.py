@@ -1,4 +1,5 @@
-"""Values of a step at all steps at once, behind a loop. In: what a loop kept and emitted; out: tensors ``[T, B, ...]``."""
+"""Values of a step at all steps at once, behind a backward loop. In: what a loop kept and emitted; out: tensors ``[T, B, ...]``, the last
+step first, as that loop makes them."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from ..capture import ops
 from ..optimise.graph import value
 from .forward import crossing, is_by_rows
 from .joint import Joint
+
+_EVERY, _FIRST = slice(None), slice(-1, None)  # steps, the last one first
 
 
 def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
@@ -108,7 +111,8 @@ class AllSteps:
 
     Args:
         functions: of the step.
-        given: of some nodes all steps ``[T, ...]``, the first step first.
+        given: of some nodes all steps ``[T, ...]``, the last step first.
+        onwards: of others, the first step first: they are turned round where they are read.
         sums: of some nodes the sum of all steps.
         known: the values that are known before the loop.
         lengths: ``[B]`` int32: the steps of each row.
@@ -116,25 +120,24 @@ class AllSteps:
     """
 
     def __init__(
-        self, functions: Functions, given: Mapping[Node, torch.Tensor], sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor],
-        lengths: torch.Tensor, steps: int,
+        self, functions: Functions, given: Mapping[Node, torch.Tensor], onwards: Mapping[Node, torch.Tensor],
+        sums: Mapping[Node, torch.Tensor], known: Sequence[torch.Tensor], lengths: torch.Tensor, steps: int,
     ) -> None:  # fmt: skip
         joint = functions.joint
         self._functions, self._sums = functions, sums
         self._known = dict(zip(joint.known, known, strict=True))
-        self._all = dict(given)
+        self._all, self._onwards = dict(given), onwards
         self._rows: dict[tuple[Node, bool], torch.Tensor] = {}
-        self._times = torch.arange(1, steps + 1, dtype=torch.int32, device=lengths.device)
-        # Of next inputs the last step of a row makes none that is used.
-        self._ends = torch.arange(1, steps + 1, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
-        self._over = torch.arange(steps, dtype=torch.int32, device=lengths.device).unsqueeze(1) >= lengths
+        self._times = torch.arange(steps, 0, -1, dtype=torch.int32, device=lengths.device)
+        self._over = self._times.unsqueeze(1) > lengths
+        self._ends = self._times.unsqueeze(1) >= lengths  # of next inputs the last step of a row makes none that is used
         self._some_over = lengths.device.type != "cpu" or bool((lengths < steps).any())
         for node, source in joint.sources.items():
             if source.kind == "time":
                 self._all[node] = self._times
             elif source.kind == "finished":
                 self._all[node] = self._over
-        self._given = frozenset(self._all)
+        self._given = frozenset(self._all) | frozenset(onwards)
 
     def constant(self, part: Any) -> Any:
         """What is the same at every step."""
@@ -149,36 +152,42 @@ class AllSteps:
     def all(self, node: Node) -> torch.Tensor:
         """``[T, ...]``."""
         if node not in self._all:
-            self._all[node] = self._made(node, slice(None))
+            self._all[node] = self._onwards[node].flip(0) if node in self._onwards else self._made(node, _EVERY)
         return self._all[node]
 
     def at_first(self, node: Node) -> torch.Tensor:
         """At the first step."""
-        return self._masked(node, self._all[node][:1] if node in self._all else self._made(node, slice(1)), False)[0]
+        return self._masked(node, self._part(node, _FIRST) if node in self._given else self._made(node, _FIRST), False, _FIRST)[0]
 
     def masked(self, node: Node, fed: bool = False) -> torch.Tensor:
         """``[T, B, ...]``, zero where a row has ended, for a gradient of next inputs (``fed``) where it ends too."""
         if (node, fed) not in self._rows:
-            self._rows[node, fed] = self._masked(node, self.all(node), fed)
+            self._rows[node, fed] = self._masked(node, self.all(node), fed, _EVERY)
         return self._rows[node, fed]
 
     def rows(self, node: Node, fed: bool = False) -> torch.Tensor:
         """``[T * B, ...]``, as `masked`."""
         return self.masked(node, fed).flatten(0, 1)
 
-    def _masked(self, node: Node, made: torch.Tensor, fed: bool) -> torch.Tensor:
+    def _part(self, node: Node, which: slice) -> torch.Tensor:
+        """Some steps of what is given."""
+        if which is _FIRST and node in self._onwards:
+            return self._onwards[node][:1]
+        return self.all(node)[which]
+
+    def _masked(self, node: Node, made: torch.Tensor, fed: bool, which: slice) -> torch.Tensor:
         functions = self._functions
         if not functions.retires or not is_by_rows(value(node), functions.batch) or not (made.is_floating_point() or made.is_complex()):
             return made
         if not fed and (not self._some_over or node in functions.zero):
             return made
-        return made.masked_fill((self._ends if fed else self._over)[: len(made)].view(*made.shape[:2], *[1] * (made.ndim - 2)), 0)
+        return made.masked_fill((self._ends if fed else self._over)[which].view(*made.shape[:2], *[1] * (made.ndim - 2)), 0)
 
     def _made(self, node: Node, which: slice) -> torch.Tensor:
         if node in self._known:
             return self._known[node].expand(len(self._times[which]), *self._known[node].shape)
         function = self._functions.of(node, self._given)
-        steps = [self._all[part][which] for part in function.steps]
+        steps = [self._part(part, which) for part in function.steps]
         constants = [self._known[part] for part in function.constants]
         if not steps:
             made = function.call(*constants)

@@ -166,8 +166,8 @@ def _of_read(summing: Summing, node: Node) -> Total | None:
         places = torch.where(places < 0, places + size, places).clamp(0, max(size - 1, 0)).long()
         made = steps.masked(gradient, fed).movedim(0, dim)
         places = places.to(made.device)
-        if size == len(places) and places.device.type == "cpu" and torch.equal(places, torch.arange(size)):
-            return made.contiguous()
+        if size == len(places) and places.device.type == "cpu" and torch.equal(places, torch.arange(size - 1, -1, -1)):
+            return made.flip(dim)
         return torch.zeros_like(source, dtype=made.dtype).index_add(dim, places, made) if size else torch.zeros_like(source)
 
     return total

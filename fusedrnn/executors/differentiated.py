@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from .. import checkpoints, fallback, memory
 from ..capture.program import Program, Source, Target
@@ -338,27 +339,29 @@ class DerivedRun(Run):
         ahead, derivative = self.made.forward, self.made.backward(frozenset(stacked))
         given = [stacked[target].contiguous() for target in derivative.given]
         known = [value.detach() for value in values]
-        read = [*known, left.lengths, *kept, *given, torch.empty(left.steps, device=begun.device)]
+        lengths = left.lengths + ~left.finished  # of a row that goes on the last step is none of these
+        read = [*known, lengths, *kept, *given, torch.empty(left.steps, device=begun.device)]
         found = self._ran(derivative.program, _start(derivative, carried, begun, read), read)
         final: dict[Any, torch.Tensor] = {}
         for kind in ("state", "loop_state"):
             final |= zip(getattr(derivative, kind), found.leaves[kind], strict=True)
         tangents = dict(zip(ahead.joint.given, ahead.joint.tangents, strict=True))
-        every = dict(zip(ahead.emits, kept, strict=True))
-        every |= {tangents[target]: grad for target, grad in zip(derivative.given, given, strict=True)}
+        onwards = dict(zip(ahead.emits, kept, strict=True))
+        onwards |= {tangents[target]: grad for target, grad in zip(derivative.given, given, strict=True)}
         for target, node in tangents.items():
             if target.kind in STACKED and target not in derivative.given:
                 zeros = derivative.zeros(node, begun.batch, read)
-                every[node] = zeros.expand(left.steps, *zeros.shape)
+                onwards[node] = zeros.expand(left.steps, *zeros.shape)
+        every: dict[Node, torch.Tensor] = {}
         for place, node in enumerate(derivative.emitted):
-            emit = found.made["emit", place].flip(0)
+            emit = found.made["emit", place]
             every[node] = emit if derivative.by_rows[node] else emit[:, 0]
         sums = {node: leaf for node, leaf in final.items() if not isinstance(node, Source)}
-        steps = AllSteps(derivative.functions, every, sums, known, left.lengths, left.steps)
+        steps = AllSteps(derivative.functions, every, onwards, sums, known, lengths, left.steps)
+        made = {gradient: total(steps) for gradient, total in derivative.totals.of.items()}  # two biases have one
         for number, gradient in derivative.wanted.items():
             if not isinstance(number, Source) and gradient is not None:
-                total = derivative.totals.of[gradient](steps)
-                totals[number] = totals[number] + total if number in totals else total
+                totals[number] = totals[number] + made[gradient] if number in totals else made[gradient]
         return {source: grad for source, grad in final.items() if isinstance(source, Source)}
 
     def _ran(self, program: Program, start: Start, tensors: Sequence[torch.Tensor]) -> End:
