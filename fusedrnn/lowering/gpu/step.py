@@ -185,17 +185,21 @@ class Step:
 
 
 def prepared(program: Program) -> Optimised:
-    """A captured program after the passes, as `step_of` takes it.
+    """A captured program after the passes, as `step_of` takes it: made once, and only read from then on.
 
     Raises:
         Unlowered: of `lowering.operators`.
     """
+    known: Optimised | None = program.plans.get("prepared")
+    if known is not None:
+        return known
     made = optimised(program, program.batch, split=True, wide=True, fixed=True, together=True)
     take_conversions_apart(made)
     take_scales_apart(made)
     take_folds_apart(made)
     take_sorts_apart(made)
     take_arguments_apart(made)
+    program.plans["prepared"] = made
     return made
 
 
