@@ -74,6 +74,7 @@ class Capture:
         self.call, self.begun, self.tensors = call, begun, tensors
         self.shape_env = SilentShapeEnv(duck_shape=True)
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=True)
+        self.fake_mode.cache_enabled = False  # operators of a step are rarely alike: a fifth of the time of capture and passes
         self.symbols = 0
         self.batch = self._size(begun.batch)
         self.sources: list[Source] = []
