@@ -26,7 +26,7 @@ from .outcome import of_end
 from .prologue import Prologue
 
 _FIRST_ROOM = 64  # steps of emits to make room for where no bound is known; then twice as many, and so on
-_MOST_ROOM = 1 << 26  # bytes of emits to make room for at once though a bound is known
+_MOST_ROOM = 1 << 30  # bytes of emits to make room for at once though a bound is known: what is not written takes no memory
 _ROWS_EACH = 8  # rows that a thread of its own is worth having for
 _ROWS_AHEAD = 96  # from about so many rows on a product runs at full speed
 _MOST_LAYOUTS = 64

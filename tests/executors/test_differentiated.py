@@ -245,3 +245,109 @@ def test_auto_compiles_a_loop_that_is_trained(monkeypatch):
     ran = [fusedrnn.raw_rnn(cell, loop_fn).executor for _ in range(2)]
     assert ran == ["stepwise", "native"]
     cache.clear()
+
+
+def of_step(step, *sources, ends=ENDS, x=None):
+    """A loop of a plain cell whose loop_fn makes ``next_input, emit = step(time, output, x)``."""
+    torch.manual_seed(1)
+    cell, h, ends = nn.GRUCell(D, H), floats(B, H), torch.tensor(ends)
+    x = floats(T + 1, B, D) if x is None else x
+
+    def loop_fn(time, output, state, _):
+        inputs, emit = step(time, h if output is None else output, x)
+        return time >= ends, inputs, h if output is None else state, emit[0] if output is None else emit, None
+
+    return cell, loop_fn, [h, *sources, *cell.parameters()]
+
+
+def test_a_tensor_that_all_rows_share_has_no_gradient_of_finished_ones(never_step_by_step):
+    """It is read or used anew at each step, and summed over the rows inside of it."""
+    places, scale = floats(T + 1, D), floats(D, seed=1)
+    loop = of_step(lambda time, output, x: (x[time] + places[time] * torch.sin(scale * time), output * scale.sum()), places, scale)
+    assert_close(gradients(loop, "native"), gradients(loop, "reference"))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_of_one_head_of_two(which):
+    actor, critic = nn.Linear(H, 2), nn.Linear(H, 1)
+
+    def step(time, output, x):
+        return x[time], torch.cat([actor(output), critic(output)], 1)
+
+    loop = of_step(step, *actor.parameters(), *critic.parameters())
+    only = lambda result: result.emit_ta.stack()[..., 2 * which :].square().sum()  # noqa: E731
+    assert_close(gradients(loop, "native", only), gradients(loop, "reference", only))
+
+
+def test_emits_without_a_gradient_behind_a_product(never_step_by_step):
+    project = nn.Linear(H, 2)
+    loop = of_step(lambda time, output, x: (x[time], project(output)), *project.parameters())
+    only = lambda result: result.final_state.square().sum()  # noqa: E731
+    assert_close(gradients(loop, "native", only), gradients(loop, "reference", only))
+
+
+def test_padding_of_an_embedding_has_no_gradient(never_step_by_step):
+    table = nn.Embedding(V, D, padding_idx=2)
+    tokens = torch.randint(4, (T + 1, B), generator=torch.Generator().manual_seed(0))
+    loop = of_step(lambda time, output, x: (table(tokens[time]), output), table.weight)
+    found = gradients(loop, "native")
+    assert not found[1][2].any()
+    assert_close(found, gradients(loop, "reference"))
+
+
+def test_a_next_input_that_no_step_takes(never_step_by_step):
+    """It is made of what lies behind the end of the longest row."""
+    x, w = floats(T + 1, B, D).detach(), floats(D, D)
+    x[max(ENDS) :] = torch.nan
+    loop = of_step(lambda time, output, x: (x[time] @ w, output), w, x=x)
+    found = gradients(loop, "native")
+    assert all(grad.isfinite().all() for grad in found)
+    assert_close(found, gradients(loop, "reference"))
+    with fusedrnn.checkpointed(2):
+        assert_close(gradients(loop, "native"), found)
+
+
+def test_a_result_may_be_changed_in_place():
+    cell, loop_fn, sources = of_step(lambda time, output, x: (x[time], output), ends=(3, 2, 0, 1))
+    found = []
+    for backend in ("native", "reference"):
+        outputs = fusedrnn.raw_rnn(cell, loop_fn, backend=backend).emit_ta.stack()
+        found.append(torch.autograd.grad(outputs.mul_(2).square().sum(), sources))
+    assert_close(*found)
+
+
+def test_loops_upon_loops_leave_nothing_behind():
+    """The second closes over a name that then holds its result."""
+
+    def run():
+        x = floats(T, B, H)
+        for layer in range(2):
+            torch.manual_seed(layer)
+            cell = nn.GRUCell(H, H)
+
+            def loop_fn(time, output, state, _):
+                return time >= T, x[time], torch.zeros(B, H) if output is None else state, output, None  # noqa: B023
+
+            x = fusedrnn.raw_rnn(cell, loop_fn, backend="native").emit_ta.stack()
+        return weakref.ref(x.grad_fn)
+
+    seen = run()
+    gc.collect()
+    assert seen() is None
+
+
+def test_what_is_kept_is_unpacked_once():
+    cell, loop_fn, _ = LOOPS["gru"]()
+    packed, unpacked = [], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: packed.append(1) or one, lambda one: unpacked.append(1) or one):
+        result = fusedrnn.raw_rnn(cell, loop_fn, backend="native")
+    result.final_state.sum().backward()
+    assert len(unpacked) == len(packed) > 0
+
+
+def test_swapped_memory():
+    cell, loop_fn, sources = LOOPS["lstm"]()
+    found = [
+        torch.autograd.grad(loss_of(fusedrnn.raw_rnn(cell, loop_fn, swap_memory=swap, backend="native")), sources) for swap in (True, False)
+    ]
+    assert all(map(torch.equal, *found))
