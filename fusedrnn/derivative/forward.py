@@ -164,7 +164,8 @@ def copied_node(graph: Graph, node: Node, copies: dict[Node, Node], module: Grap
 def crossing(node: Node, batch: Any) -> list[Node]:
     """The operands of a node that are of rows and of a floating dtype, where what it makes is not: no finished row must go in."""
     made = value(node)
-    if node.op != "call_function" or not isinstance(made, torch.Tensor) or is_by_rows(made, batch):
+    results = [made] if isinstance(made, torch.Tensor) else list(made) if isinstance(made, (tuple, list)) else []
+    if node.op != "call_function" or all(is_by_rows(one, batch) for one in results if isinstance(one, torch.Tensor)):
         return []
     return [operand for operand in node.all_input_nodes if _floats(value(operand)) and is_by_rows(value(operand), batch)]
 

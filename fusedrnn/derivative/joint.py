@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._decomp import get_decompositions
 from torch.fx import Graph, GraphModule, Node
 from torch.fx import traceback as node_meta
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,6 +21,7 @@ from ..optimise.simplify import simplify
 from .core import Core
 
 _CARRIED = ("inputs", "state", "loop_state")
+_TAKEN_APART = [aten.native_layer_norm_backward]  # its sums over the rows belong behind the loop
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def joint(core: Core) -> Joint:
     tangents = [value(results[place]) for place in differentiated]
     with tracing(), mode, node_meta.preserve_node_meta():
         fakes = [*[value(node) for node in takes], *[torch.empty_like(tangent) for tangent in tangents]]
-        module = make_fx(with_derivative, COPIES)(*fakes)
+        apart = {**COPIES, **get_decompositions(_TAKEN_APART)}
+        module = make_fx(with_derivative, apart)(*fakes)
         if any(is_mutation(node) for node in module.graph.nodes):  # of derivatives that torch makes in place
             module = make_fx(torch.func.functionalize(interpreted(module), remove="mutations"), COPIES)(*fakes)
     graph = module.graph

@@ -138,7 +138,15 @@ def ended(compile: Compile, call: Call, frame: Frame, begun: Start, program: Pro
         run = _with_derivative(run, needed(begun, program, tensors), len(tensors))
     except NotCapturable as refused:
         fallback.note(f"the backward of a loop: {refused.reason}", refused.location, "stepwise", level=logging.INFO)
-    results = _Loop.apply(run, *given.values())  # type: ignore[no-untyped-call]
+    try:
+        results = _Loop.apply(run, *given.values())  # type: ignore[no-untyped-call]
+    except NotCapturable as refused:
+        if not isinstance(run, DerivedRun):
+            raise
+        # It keeps more than the loop itself does: that alone may be what cannot be compiled.
+        fallback.note(f"the backward of a loop: {refused.reason}", refused.location, "stepwise", level=logging.INFO)
+        run = Run(compile, call, frame, begun, program, list(tensors), list(given))
+        results = _Loop.apply(run, *given.values())  # type: ignore[no-untyped-call]
     return run.handed_over(results)
 
 
@@ -358,10 +366,14 @@ class DerivedRun(Run):
             every[node] = emit if derivative.by_rows[node] else emit[:, 0]
         sums = {node: leaf for node, leaf in final.items() if not isinstance(node, Source)}
         steps = AllSteps(derivative.functions, every, onwards, sums, known, lengths, left.steps)
-        made = {gradient: total(steps) for gradient, total in derivative.totals.of.items()}  # two biases have one
+        made: dict[Node, torch.Tensor] = {}
         for number, gradient in derivative.wanted.items():
             if not isinstance(number, Source) and gradient is not None:
-                totals[number] = totals[number] + made[gradient] if number in totals else made[gradient]
+                if gradient in made:  # two biases have one gradient, and each its own memory
+                    total = made[gradient].clone()
+                else:
+                    total = made[gradient] = derivative.totals.of[gradient](steps)
+                totals[number] = totals[number] + total if number in totals else total
         return {source: grad for source, grad in final.items() if isinstance(source, Source)}
 
     def _ran(self, program: Program, start: Start, tensors: Sequence[torch.Tensor]) -> End:

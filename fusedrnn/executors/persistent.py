@@ -261,4 +261,7 @@ def for_call(program: Program, begun: Start, tensors: Sequence[torch.Tensor]) ->
     refused = refusal(begun, program, tensors)
     if refused is not None:
         raise refused
+    numbers = program.loop_state_port is not None and any(leaf.shape == () for leaf in program.loop_state_port.leaves)
+    if numbers and not program.inputs_port.leaves:
+        raise NotCapturable("a kernel does not carry the gradient of a number")
     return kernel(program, begun.batch, begun.device, tensors)
