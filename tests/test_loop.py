@@ -289,7 +289,8 @@ def test_exported_names():
         "AttentionWrapper", "AttentionWrapperState",
         "BahdanauAttention", "BasicRNNCell", "DropoutWrapper", "Explanation", "GRUCell", "LSTMCell", "Loop", "LuongAttention",
         "MultiRNNCell", "PlanError", "RNNCell", "ResidualWrapper", "TensorArray", "ZoneoutWrapper", "__version__",
-        "bidirectional_dynamic_rnn", "checkpointed", "compile", "dynamic_decode", "dynamic_rnn", "explain", "fallbacks", "feedback", "nn", "quantize",
+        "bidirectional_dynamic_rnn", "checkpointed", "compile", "dynamic_decode", "dynamic_rnn",
+        "explain", "fallbacks", "feedback", "nn", "quantize",
         "random", "raw_rnn",
     }  # fmt: skip
     assert all(hasattr(fusedrnn, name) for name in fusedrnn.__all__)
