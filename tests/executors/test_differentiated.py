@@ -26,12 +26,12 @@ def floats(*shape, seed=0):
 
 
 def reading(cell, state, lengths=ENDS, x=None):
-    """A loop that reads ``x``, with a sum of its outputs in loop_state, and all that it depends on."""
+    """A loop that reads ``x``, with a count in loop_state, and all that it depends on."""
     x, ends = floats(T, len(lengths), D) if x is None else x, torch.tensor(lengths)
 
     def loop_fn(time, output, old, carried):
-        total = torch.zeros(()) if output is None else carried
-        return time >= ends, x[time], state if output is None else old, output, total + 1.0
+        total = torch.zeros((), dtype=torch.int64) if output is None else carried
+        return time >= ends, x[time], state if output is None else old, output, total + 1
 
     return cell, loop_fn, [x, *trees.leaves(state), *cell.parameters()]
 
