@@ -27,9 +27,8 @@ def written(v: Values) -> torch.Tensor:
     return new
 
 
-def shifted(v: Values) -> torch.Tensor:
-    s = scores(v)
-    return F.conv1d(s[:, None], torch.ones(1, 1, 3, dtype=s.dtype), padding=1)[:, 0]
+def blurred(x: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(x[:, None], torch.ones(1, 1, 3, dtype=x.dtype), padding=1)[:, 0]
 
 
 def outer(v: Values) -> torch.Tensor:
@@ -59,7 +58,8 @@ PLACES: dict[str, Case] = {
     "narrow": lambda v: scores(v).narrow(1, scores(v).shape[1] - 3, 2),
     "written": written,
     "padding": lambda v: F.pad(scores(v), (scores(v).shape[1] - 3, -1)),
-    "convolution": shifted,
+    "convolution": lambda v: blurred(scores(v)),
+    "convolution of a timed value": lambda v: blurred(v["keys"] * v["time"]) + scores(v),
     "roll": lambda v: scores(v).roll(scores(v).shape[1] // 2, 1),
     "chunks": lambda v: list(scores(v).chunk(2, 1)),
     "parts": lambda v: list(scores(v).split(2, 1)[:2]),

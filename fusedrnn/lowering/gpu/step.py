@@ -35,7 +35,6 @@ from .views import AT_PLACES, order_of
 
 STORED = ("emit", "stored", "index", "value")  # the targets of which every step is kept
 UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
-_SIZES = (aten.sym_size.int,)
 _LOOPS = {  # made for all steps at once where they can be
     aten.mm.default, aten.bmm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.scatter.src, aten.scatter.value,
     aten.scatter_add.default, aten.index_put.default, fold, rank, ranked, ranked_place, *REDUCTIONS,
@@ -302,8 +301,8 @@ class _Reader:
                     invariant.add(node)
                 elif kind == "time":
                     timed.add(node)
-            elif node.op == "get_attr" or node.target in _SIZES:
-                invariant.add(node)
+            elif node.op == "get_attr" or (node.op == "call_function" and isinstance(value(node), (torch.SymInt, torch.SymFloat))):
+                invariant.add(node)  # constants, sizes and what is made of sizes
             elif node.op == "call_function":
                 operands = node.all_input_nodes
                 if all(operand in invariant for operand in operands):
@@ -317,7 +316,7 @@ class _Reader:
         heavy: set[Node] = set()
         for node in self.made.module.graph.nodes:
             if node in timed and node.op == "call_function":
-                known = node.target in TABLE or node.target in _SIZES or (node.target in RULES and node.target not in _LOOPS)
+                known = node.target in TABLE or (node.target in RULES and node.target not in _LOOPS)
                 if not known or any(operand in heavy for operand in node.all_input_nodes) or self._is_odd(node):
                     heavy.add(node)
         for node in self.made.module.graph.nodes:
