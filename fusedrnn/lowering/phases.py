@@ -212,7 +212,7 @@ class _Writer:
     def _uses(self, node: Node, needed: dict[Node, None], uses: dict[Node, int]) -> int:
         """How often an element of a node is read: pieces that do not overlap read each of theirs once."""
         users = [user for user in node.users if user in needed]
-        if len(users) > 1 and all(user.target is aten.slice.Tensor and uses[user] == 1 for user in users):
+        if len(users) > 1 and all(user.target is aten.slice.Tensor and user.args[0] is node and uses[user] == 1 for user in users):
             sizes = [count(self.dims(user)) for user in users]
             total = count(self.dims(node))
             if total.isdigit() and all(size.isdigit() for size in sizes) and sum(map(int, sizes)) <= int(total):
