@@ -174,7 +174,7 @@ def turns(program: KernelProgram, kind: int, place: int, got: torch.Tensor, want
 FIRST = [*range(8), *range(WIDE, WIDE + 8)]
 
 
-@pytest.mark.parametrize("seed", [*FIRST, *[pytest.param(seed + 8, marks=pytest.mark.slow) for seed in FIRST]])
+@pytest.mark.parametrize("seed", [*FIRST, *range(FREE, FREE + 4), *[pytest.param(seed + 8, marks=pytest.mark.slow) for seed in FIRST]])
 def test_a_random_program(monkeypatch, seed):
     told = differences(seed, monkeypatch)
     assert not told or told.startswith("["), told
@@ -210,7 +210,7 @@ def test_integers_are_exchanged(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fifty", [*range(1, 5), *range(WIDE // 50 + 1, WIDE // 50 + 10)])
+@pytest.mark.parametrize("fifty", [*range(1, 5), *range(WIDE // 50 + 1, 3300 // 50), *range(FREE // 50, 4300 // 50)])
 def test_many_random_programs(monkeypatch, fifty):
     told = [differences(seed, monkeypatch) for seed in range(50 * fifty, 50 * fifty + 50)]
     wrong = [one for one in told if one and not one.startswith("[")]

@@ -102,7 +102,9 @@ def test_one_program_for_all_sizes(cases):
 
 
 @pytest.mark.skipif(not gpu.EMULATED, reason="Triton does not interpret in this process")
-@pytest.mark.parametrize(("cases", "sizes"), [(PLACES, (5,)), (NUMBERS, (5, 8))], ids=["places", "numbers"])
+@pytest.mark.parametrize(
+    ("cases", "sizes"), [pytest.param(PLACES, (5,), marks=pytest.mark.slow, id="places"), pytest.param(NUMBERS, (5, 8), id="numbers")]
+)
 def test_a_kernel_for_each_size(cases, sizes):
     for size in sizes:
         check(cases, *data(size, torch.float32), backends=["persistent"], lengths=LENGTHS)
