@@ -218,6 +218,7 @@ def sizes_of(made: Optimised) -> list[str]:
     """The symbols of the sizes that rows of the step's values have, or that say where a view begins: a kernel is made for their numbers."""
     reader = _Reader(made, {})
     found = reader.step_nodes()
+    found += [node for node in outputs(made.module.graph) if isinstance(node, Node) and node not in found]  # made before the loop
     symbols: set[Any] = set()
     for node in found:
         if isinstance(value(node), torch.Tensor):
