@@ -112,7 +112,7 @@ class Locality:
             return rule(self, node)
         if not operands or node.target in _NEW:
             return self._of_made(node) if isinstance(value(node), torch.Tensor) else None
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _POINTWISE:
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in POINTWISE:
             return self._of_broadcast(node, [operand for operand in node.all_input_nodes if operand in self.rows])
         raise Mixes(node, "is not known to keep rows apart")
 
@@ -449,7 +449,7 @@ _FILLS = {
     aten.expand.default, aten.repeat.default,
 }  # fmt: skip
 _NEW = {aten.new_zeros.default, aten.new_full.default, aten.new_ones.default}  # of what they are made from only the kind counts
-_POINTWISE = {
+POINTWISE = {
     aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.fill.Scalar, aten.fill.Tensor, aten.copy.default,
