@@ -322,9 +322,10 @@ class Bound:
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
         scratch = {
-            name: _scratch((exchange.slots, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges
+            name: _scratch((exchange.slots * exchange.of, padded, exchange.width), exchange.dtype, device)
+            for exchange, name in kernel.source.exchanges
         }
-        scratch |= {name: _scratch((2, plan.programs, padded), dtype, device) for name, dtype in kernel.source.keys.items()}
+        scratch |= {name: _scratch((2, padded, plan.programs), dtype, device) for name, dtype in kernel.source.keys.items()}
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
         numbers |= {name: size(self.symbols) for name, size in kernel.sizes.items()}

@@ -30,7 +30,10 @@ def key(plans: Sequence[Plan], batch: int, device: str, versions: str) -> str:
 
 def name(plan: Plan) -> str:
     """A layout among those of one step."""
-    tiles = ", ".join(f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}" for tile in plan.schedule.tiles)
+    tiles = ", ".join(
+        f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}{f' stack of {tile.vectors}' if tile.vectors > 1 else ''}"
+        for tile in plan.schedule.tiles
+    )
     sharing = plan.schedule.sharing
     whole = f", each computes widths {sorted(sharing.replicated)}" if sharing.replicated else ""
     spread = ", layers along the diagonal" if plan.schedule.step.made.wavefront is not None else ""

@@ -18,7 +18,7 @@ from fusedrnn.plan.plan import Plan
 
 def planning(
     monkeypatch: pytest.MonkeyPatch, *, programs: int = 2, tile: int = 16, groups: int = 64, replicated: tuple[int, ...] = (),
-    streamed: bool = False, chunk: int = 128, window: int | None = None, least_rows: int = 16,
+    streamed: bool = False, chunk: int = 128, window: int | None = None, least_rows: int = 16, stack: int = 1,
 ) -> None:  # fmt: skip
     """Kernels that are made from now on have this layout.
 
@@ -29,10 +29,11 @@ def planning(
         replicated, least_rows: as `Sharing` has them.
         streamed: no exchanged product's weight stays on-chip.
         chunk, window: columns of a weight that are read at a time; how many chunks of a vector at once.
+        stack: how many vectors are stacked in one product, at most.
     """
 
     def plans(step: Any, batch: int, limits: Any, precision: str) -> list[Plan]:
-        found = schedule(step, Sharing(programs, frozenset(replicated), least_rows), chunk)
+        found = schedule(step, Sharing(programs, frozenset(replicated), least_rows), chunk, stack)
         if streamed:
             stream(found, tile, precision == "hilo", limits)
         for one in found.tiles:

@@ -95,14 +95,17 @@ def drawn(seed: int) -> tuple[KernelProgram, dict[str, Any]]:
         "groups": draw.choice((1, 2, 64)),
         "replicated": draw.choice(((), (VOCABULARY,))),
         "streamed": draw.random() < 0.2,
+        "stack": 8 if seed % 2 else 1,
     }
     program = KernelProgram(seed, batch, steps, width, feed, end, state, emit, carried, update, output, emitted, False, poison, lengths)
     return program, layout
 
 
-def lay_out(monkeypatch: pytest.MonkeyPatch, programs: int, groups: int, replicated: tuple[int, ...], streamed: bool) -> None:
+def lay_out(
+    monkeypatch: pytest.MonkeyPatch, programs: int, groups: int, replicated: tuple[int, ...], streamed: bool, stack: int
+) -> None:  # fmt: skip
     def plans(step: Any, batch: int, limits: Any, precision: str) -> list[Plan]:
-        found = schedule(step, Sharing(programs, frozenset(replicated if programs > 1 else ())), 16)
+        found = schedule(step, Sharing(programs, frozenset(replicated if programs > 1 else ())), 16, stack)
         for tile in found.tiles:
             tile.resident = tile.exchange is None or not streamed
         rows = max(power_of_two(batch), 16) if needs_one_group(step) else 16

@@ -11,7 +11,7 @@ import torch
 from fusedrnn.kernels.gpu import limits
 from fusedrnn.lowering.gpu.rule import Unlowered
 from fusedrnn.lowering.gpu.schedule import power_of_two
-from fusedrnn.plan.cost import shared_bytes
+from fusedrnn.plan.cost import columns, shared_bytes
 from fusedrnn.plan.planner import plans
 
 from ..lowering.gpu import loops
@@ -24,6 +24,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 @functools.cache
 def step_of(kind, size, dtype):
+    if kind.startswith("sum of"):
+        return loops.step(*loops.several(int(kind.split()[-1]), size, dtype=dtype))
     make = {"lstm": loops.reading, "tf gru": loops.reading, "gru greedy": functools.partial(loops.greedy, words=74)}[kind]
     return loops.step(*make(kind.split(" greedy")[0], inputs=16, size=size, dtype=dtype))
 
@@ -45,13 +47,13 @@ def check(plan, step, batch, device):
     assert sorted(map(str, products)) == sorted(map(str, step.products))
     for tile in schedule.tiles:
         assert tile.rows == power_of_two(tile.rows)
-        assert tile.rows * plan.batch_tile <= 64 * 32 * plan.options.warps  # its results are registers
+        assert tile.rows * columns(tile, plan.batch_tile) <= 64 * 32 * plan.options.warps  # its results are registers
         assert tile.chunk == power_of_two(tile.chunk)
         assert tile.inner % tile.chunk == 0
         assert 1 <= tile.window <= tile.chunks
         end = 0
         for product, begin in tile.segments:
-            assert begin == end
+            assert begin == end or (tile.vectors > 1 and begin > end and begin % tile.share == 0)
             end = begin + sharing.block(product.width)
             assert product.inner <= tile.inner
         assert end <= tile.rows
@@ -110,6 +112,23 @@ def test_bfloat16_weights_stay_on_an_h100(size):
     """DESIGN: up to 1536 of an LSTM."""
     plan = planned("lstm", size, torch.bfloat16, 16, 90)[0]
     assert all(tile.resident for tile in plan.schedule.tiles)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_weights_of_several_vectors_stay_where_they_are_stacked(count):
+    """As in the backward of a GRU and of an LSTM: each vector needs few rows of a tile."""
+    plan = planned(f"sum of {count}", 1024, torch.bfloat16, 8, 90)[0]
+    assert plan.resident
+    assert [tile.vectors for tile in plan.schedule.tiles] == [count]
+    assert f"{count} vectors side by side" in "\n".join(plan.lines(8))
+    assert f"x0: {count} vectors of 1024 bfloat16" in "\n".join(plan.lines(8))
+    several = planned(f"sum of {count}", 1024, torch.bfloat16, 8, 90)
+    assert {tuple(tile.vectors for tile in plan.schedule.tiles) for plan in several} >= {(count,), (1,) * count}
+
+
+def test_rows_that_are_not_there_are_not_read():
+    one, eight, sixteen = (planned("lstm", 512, torch.bfloat16, batch, 90)[0].cost.exchange for batch in (1, 8, 16))
+    assert one < eight < sixteen
 
 
 def test_weights_that_do_not_fit_are_streamed():

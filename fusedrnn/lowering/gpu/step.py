@@ -93,6 +93,7 @@ class Step:
         products: by their nodes.
         reductions: of all columns of a row to a number, by their nodes.
         outputs: (target, node) of flags, emits and stored vectors.
+        parts: of a vector that is only put together to be stored: (part, its first column).
         known: the sizes that the kernel is made for, by their symbols.
     """
 
@@ -104,6 +105,7 @@ class Step:
     products: dict[Node, Product] = field(default_factory=dict)
     reductions: dict[Node, Reduction] = field(default_factory=dict)
     outputs: list[tuple[Target, Node]] = field(default_factory=list)
+    parts: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
     known: Mapping[str, int] = field(default_factory=dict)
     _dims: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
@@ -182,6 +184,10 @@ class Step:
         """Whether it is there before the loop."""
         return node in self.invariant or node in self.hoisted
 
+    def stored(self, node: Any) -> list[tuple[Any, int]]:
+        """What is stored of an output: itself, or its parts, with their first columns."""
+        return self.parts.get(node, [(node, 0)])
+
 
 def prepared(program: Program) -> Optimised:
     """A captured program after the passes, as `step_of` takes it: made once, and only read from then on.
@@ -250,13 +256,23 @@ class _Reader:
         self.made, self.found = made, Step(made, known=known)
         self.source_of = dict(zip(placeholders(made.module.graph), made.program.sources, strict=True))
 
-    def step_nodes(self) -> list[Node]:
-        """What a step reads and computes, in order; fills in what is the same at every step, and what is hoisted."""
+    def step_nodes(self, apart: bool = False) -> list[Node]:
+        """What a step reads and computes, in order; fills in what is the same at every step, and what is hoisted.
+
+        Args:
+            apart: let concatenations be stored part by part.
+        """
         graph = self.made.module.graph
         ends = outputs(graph)
         timed = self._classify()
         self._hoist(timed, ends)
-        needed = self._needed([node for node in ends if isinstance(node, Node)])
+        roots: list[Node] = []
+        for target, node in zip(self.made.program.targets, ends, strict=True):
+            if isinstance(node, Node):
+                if apart and target.kind in STORED:
+                    self._take_apart(node)
+                roots += [part for part, _ in self.found.stored(node)] if target.kind in STORED else [node]
+        needed = self._needed(roots)
         carried = [node for node, source in self.source_of.items() if source.kind not in (*INVARIANT, "time", "finished")]
         return [*carried, *[node for node in graph.nodes if node in needed]]
 
@@ -270,7 +286,7 @@ class _Reader:
             refused.location = mixes.location if mixes else program.fixed_at
             raise refused
         pairs = list(zip(program.targets, outputs(graph), strict=True))
-        found.nodes = [node for node in self.step_nodes() if node.op != "placeholder"]
+        found.nodes = [node for node in self.step_nodes(apart=True) if node.op != "placeholder"]
         by_target = {(target.kind, target.place): node for target, node in pairs}
         for node, source in self.source_of.items():
             if source.kind in INVARIANT or source.kind in ("time", "finished"):
@@ -330,6 +346,34 @@ class _Reader:
         except Unlowered:
             return True
         return False
+
+    def _take_apart(self, node: Node) -> None:
+        """Store a concatenation part by part, so that no program needs columns of it that are others'."""
+        found, step = list[tuple[Node, int]](), self.found
+        waiting, column = [node], 0
+        while waiting:
+            part = inner = waiting.pop(0)
+            while inner.op == "call_function" and inner.target in TRANSPARENT and step.rows(inner) == step.rows(inner.args[0]):
+                inner = inner.args[0]  # type: ignore[assignment]
+            if self._is_joined(inner):
+                waiting = [*inner.args[0], *waiting]  # type: ignore[misc]
+            else:
+                found.append((part, column))
+                column += step.width(part) or 1
+        if len(found) > 1:
+            step.parts[node] = found
+
+    def _is_joined(self, node: Node) -> bool:
+        """Whether a row of a concatenation has its parts one behind the other."""
+        step = self.found
+        if node.target is not aten.cat.default or step.is_known(node) or step.rows(node) != Rows(0):
+            return False
+        parts: Any = node.args[0]
+        rank, dtype = value(node).ndim, value(node).dtype
+        if any(value(part).dtype != dtype or value(part).ndim != rank for part in parts):
+            return False
+        place = step.place(node, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+        return all(size == 1 for size in step.dims(node)[:place])
 
     def _needed(self, roots: list[Node]) -> set[Node]:
         """What a step computes: back from its outputs to what is given."""

@@ -28,7 +28,7 @@ from .views import is_at_a_size
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
     "half", "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "multiply", "resident",
-    "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "power", "signed", "order_key", "key_index",
+    "streamed", "halves", "met", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "power", "signed", "order_key", "key_index",
     "order", "unordered", "LOWEST32", "floor_divide", "trunc_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
 
