@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from types import MappingProxyType
 
@@ -18,7 +19,7 @@ from .cost import IN_FLIGHT, columns, fit, step_cost, stream
 from .plan import Plan
 
 EMULATED = Limits("emulated", 0, 4, 227 << 10, 65536, 255, 1024, 50 << 20, 1e11)  # few programs: each is a process
-_BATCH_TILES = (16, 32, 64, 128)
+_BATCH_TILES = (8, 16, 32, 64, 128)  # a tensor core multiplies 8 rows at least
 _BLOCKS = (4, 8, 16, 32, 64, 128, 256)
 _CHUNK = 128
 _WGMMA_ROWS = 64  # fewer rows of a tile than that are multiplied warp by warp, on any device
@@ -71,12 +72,13 @@ def _cost(plan: Plan, batch: int) -> float:
 
 def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Iterator[Plan]:
     split = precision == "hilo"
-    tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), 16)]
+    tiles = [tile for tile in _BATCH_TILES if tile <= max(power_of_two(batch), _BATCH_TILES[0])]
     for sharing in _sharings(step, limits):
-        for batch_tile, stack in product(tiles, _stacks(step, sharing)):
+        scheduled = _scheduled(step, sharing)
+        for batch_tile, shared in product(tiles, scheduled):
             seen: set[tuple[tuple[bool, int], ...]] = set()
             for in_flight in (IN_FLIGHT, IN_FLIGHT // 2, IN_FLIGHT // 4, 0):  # the fewer, the fewer registers; without any all is streamed
-                found = schedule(step, sharing, _CHUNK, stack)  # a plan owns its schedule
+                found = replace(shared, tiles=[replace(tile) for tile in shared.tiles])  # a plan owns its tiles
                 if not in_flight:
                     stream(found, batch_tile, split, limits)
                 warps = _warps(found, batch_tile)
@@ -94,10 +96,11 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
                 yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
 
 
-def _stacks(step: Step, sharing: Sharing) -> list[int]:
-    """How many vectors may be stacked: all that can be, two, none."""
-    most = max((tile.vectors for tile in schedule(step, sharing, _CHUNK, _MOST_STACKED).tiles), default=1)
-    return sorted({most, min(most, 2), 1}, reverse=True)
+def _scheduled(step: Step, sharing: Sharing) -> list[Schedule]:
+    """The schedules: with all vectors stacked that can be, with two, with none."""
+    found = schedule(step, sharing, _CHUNK, _MOST_STACKED)
+    most = max((tile.vectors for tile in found.tiles), default=1)
+    return [found, *[schedule(step, sharing, _CHUNK, stack) for stack in (2, 1) if stack < most]]
 
 
 def _warps(found: Schedule, batch_tile: int) -> int | None:

@@ -38,7 +38,7 @@ def check(plan, step, batch, device):
     assert plan.programs * groups <= device.sms
     assert (groups - 1) * plan.batch_tile < batch  # none is empty
     assert groups == plan.most_groups or groups * plan.batch_tile >= batch
-    assert plan.batch_tile == power_of_two(plan.batch_tile) >= 16
+    assert plan.batch_tile == power_of_two(plan.batch_tile) >= 8
     assert plan.options.warps in (4, 8)
     assert plan.options.maxnreg is None or plan.options.maxnreg <= 250
     for width in {leaf.width for leaf in step.leaves if leaf.width} | {product.width for product in step.products.values()}:
