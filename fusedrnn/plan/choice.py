@@ -89,7 +89,7 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
 
 
 def _tiling(plan: Plan) -> tuple[Any, ...]:
-    return plan.resident, plan.programs, plan.batch_tile, *[tile.vectors for tile in plan.schedule.tiles]
+    return plan.resident, plan.programs, plan.batch_tile, plan.ahead, *[tile.vectors for tile in plan.schedule.tiles]
 
 
 def _named(plan: Plan) -> str:

@@ -23,6 +23,7 @@ class Plan:
         options: of the compiler.
         cost: of a step, by the model.
         device: whose limits it fits.
+        ahead: what the first phase reads is asked for a step earlier.
     """
 
     schedule: Schedule
@@ -32,6 +33,7 @@ class Plan:
     options: Options
     cost: Cost
     device: str
+    ahead: bool = True
 
     @property
     def microseconds(self) -> float:
@@ -80,7 +82,7 @@ class Plan:
         lines.append(f"Shared memory about {shared} bytes a program.")
         lines.append(
             f"Model: {cost.total:.2f} us a step: barriers {cost.barriers:.2f}, exchange {cost.exchange:.2f}, products {cost.products:.2f}, "
-            f"streaming {cost.streaming:.2f}, pointwise {cost.pointwise:.2f}."
+            f"streaming {cost.streaming:.2f}, pointwise {cost.pointwise:.2f}" + (f", reads {cost.reads:.2f}." if cost.reads else ".")
         )
         return lines
 

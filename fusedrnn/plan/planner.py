@@ -11,6 +11,7 @@ from types import MappingProxyType
 from ..capture.program import Program
 from ..kernels.gpu.launch import Options
 from ..kernels.gpu.limits import Limits
+from ..lowering.gpu.ahead import reads_by_time
 from ..lowering.gpu.rule import Unlowered
 from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
 from ..lowering.gpu.step import Step, prepared, step_of
@@ -91,9 +92,10 @@ def _candidates(step: Step, batch: int, limits: Limits, precision: str) -> Itera
                     continue
                 seen.add(kind)
                 groups = max(limits.sms // sharing.programs, 1)
-                cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split, rows=batch)
                 maxnreg = 250 if warps == 8 else None  # 255 fail on sm_100
-                yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name)
+                for ahead in (True, False) if reads_by_time(step) else (True,):  # what is under way takes registers
+                    cost = step_cost(found, batch_tile, min(groups, -(-batch // batch_tile)), split, rows=batch, ahead=ahead)
+                    yield Plan(found, batch_tile, groups, precision, Options(warps, 2, maxnreg), cost, limits.name, ahead)
 
 
 def _scheduled(step: Step, sharing: Sharing) -> list[Schedule]:

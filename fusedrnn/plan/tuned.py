@@ -37,7 +37,8 @@ def name(plan: Plan) -> str:
     sharing = plan.schedule.sharing
     whole = f", each computes widths {sorted(sharing.replicated)}" if sharing.replicated else ""
     spread = ", layers along the diagonal" if plan.schedule.step.made.wavefront is not None else ""
-    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}{spread}"
+    late = "" if plan.ahead else ", reads when it needs them"
+    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}{spread}{late}"
 
 
 def known(plans: Sequence[Plan], at: str) -> Plan | None:

@@ -19,6 +19,7 @@ from fusedrnn.plan.plan import Plan
 def planning(
     monkeypatch: pytest.MonkeyPatch, *, programs: int = 2, tile: int = 16, groups: int = 64, replicated: tuple[int, ...] = (),
     streamed: bool = False, chunk: int = 128, window: int | None = None, least_rows: int = 16, stack: int = 1,
+    ahead: bool = True,
 ) -> None:  # fmt: skip
     """Kernels that are made from now on have this layout.
 
@@ -30,6 +31,7 @@ def planning(
         streamed: no exchanged product's weight stays on-chip.
         chunk, window: columns of a weight that are read at a time; how many chunks of a vector at once.
         stack: how many vectors are stacked in one product, at most.
+        ahead: what the first phase reads is asked for a step earlier.
     """
 
     def plans(step: Any, batch: int, limits: Any, precision: str) -> list[Plan]:
@@ -38,7 +40,8 @@ def planning(
             stream(found, tile, precision == "hilo", limits)
         for one in found.tiles:
             one.window = min(one.window, window or one.window)
-        return [Plan(found, tile, groups, precision, Options(), step_cost(found, tile, groups, precision == "hilo"), "a test")]
+        cost = step_cost(found, tile, groups, precision == "hilo", ahead=ahead)
+        return [Plan(found, tile, groups, precision, Options(), cost, "a test", ahead)]
 
     cache.clear()
     monkeypatch.setattr(planner, "plans", plans)

@@ -43,7 +43,7 @@ def test_emits_that_are_put_together(steps):
     of_rows, of_none = torch.randn(4, 3), torch.randn(2)
 
     def joined(time, output, state, loop_state):
-        finished, inputs, new, emit, carried = loop_fn(time, output, state, loop_state)
+        finished, inputs, new, _, carried = loop_fn(time, output, state, loop_state)
         if output is None:
             return finished, inputs, new, (torch.zeros(3 * H + 6), torch.zeros(2, H)), carried
         h, c = state

@@ -31,10 +31,11 @@ LAYOUTS = {
     "small chunks, one at a time": {"chunk": 16, "window": 1},
     "small chunks streamed": {"chunk": 16, "streamed": True, "programs": 3},
     "tall tiles": {"least_rows": 64},
+    "reads when it needs them": {"ahead": False},
 }
 
 
-QUICK = ("one program", "three programs", "one group at a time", "small chunks streamed")
+QUICK = ("one program", "three programs", "one group at a time", "small chunks streamed", "reads when it needs them")
 
 
 STACKS = {

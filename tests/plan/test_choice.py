@@ -12,7 +12,7 @@ LIMIT = 1000
 
 def plan(place, tile, resident=True, stacked=1):
     tiles = [SimpleNamespace(vectors=stacked)]
-    return SimpleNamespace(programs=8, batch_tile=tile, resident=resident, place=place, schedule=SimpleNamespace(tiles=tiles))
+    return SimpleNamespace(programs=8, batch_tile=tile, resident=resident, ahead=True, place=place, schedule=SimpleNamespace(tiles=tiles))
 
 
 def plans(count, streamed=()):

@@ -131,6 +131,18 @@ def test_rows_that_are_not_there_are_not_read():
     assert one < eight < sixteen
 
 
+def test_reads_are_asked_for_ahead_where_registers_allow():
+    """Both are offered; who waits for memory in each step is slower."""
+    found = planned("lstm", 512, torch.bfloat16, 8, 90)
+    first = found[0]
+    assert first.ahead
+    assert "reads" not in first.lines(8)[-1]
+    late = next(plan for plan in found if not plan.ahead and plan.programs == first.programs and plan.batch_tile == first.batch_tile)
+    assert late.microseconds > first.microseconds
+    assert late.lines(8)[-1].endswith(f"reads {late.cost.reads:.2f}.")
+    assert all(plan.ahead for plan in planned("gru greedy", 512, torch.bfloat16, 8, 90))
+
+
 def test_weights_that_do_not_fit_are_streamed():
     device, step = replace(limits.of_arch(90), sms=32), step_of("lstm", 1024, torch.float32)
     found = plans(step, 16, device, "hilo")

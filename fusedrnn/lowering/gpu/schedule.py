@@ -383,7 +383,7 @@ class _Scheduler:
         width = first.products[0].inner
         inner = chunk = max(power_of_two(width), 16)
         if first.exchange is not None:
-            chunk = min(self.chunk if count < 3 else max(self.chunk // 2, 16), inner)
+            chunk = min(self.chunk, inner)
             inner = -(-width // chunk) * chunk
         rows = self._rows(power_of_two(count) * share) if count > 1 else self._rows(self._used(first))
         return Tile(

@@ -16,9 +16,9 @@ from torch.fx import Node
 from ...capture.program import Target
 from ...optimise.graph import value
 from . import types
+from .ahead import ReadingAhead
 from .schedule import Exchange, Schedule, Tile
 from .step import STORED, CarriedLeaf
-from .values import Values
 
 _IMPORTS = """import triton
 import triton.language as tl
@@ -74,24 +74,27 @@ class KernelSource:
     symbols: list[str] = field(default_factory=list)
 
 
-def kernel_source(schedule: Schedule, batch_tile: int, header: Sequence[str] = (), *, some: bool = False) -> KernelSource:
+def kernel_source(
+    schedule: Schedule, batch_tile: int, header: Sequence[str] = (), *, some: bool = False, ahead: bool = True
+) -> KernelSource:
     """The source of a scheduled step.
 
     Args:
         batch_tile: the rows of a group, a power of two.
         header: lines that tell the plan.
         some: the batch is smaller than that: what is exchanged of rows that are not there is not read.
+        ahead: what the first phase reads is asked for in the step before.
 
     Raises:
         Unlowered: a node has no rule, or asks for columns that its program does not have.
     """
-    return _Writer(schedule, batch_tile, header, some).source()
+    return _Writer(schedule, batch_tile, header, some, ahead).source()
 
 
-class _Writer(Values):
-    def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str], some: bool) -> None:
+class _Writer(ReadingAhead):
+    def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str], some: bool, ahead: bool) -> None:
         super().__init__(schedule, batch_tile)
-        self.header, self.some = header, some
+        self.header, self.some, self.may_ask = header, some, ahead
         self.body = self.lines
         self.emitted: set[tuple[int, int]] = set()
         self.read_rows: dict[str, str] = {}
@@ -107,7 +110,8 @@ class _Writer(Values):
         for phase in range(schedule.phases):
             self._phase(phase)
         last = self._end_of_step()
-        return self._assembled([*self.body, *last])
+        asked = self.asked_for() if self.alone else []
+        return self._assembled([*asked, *self.body, *last])
 
     def _is_ahead(self, tile: Tile) -> bool:
         """Whether a tile's carried products are made in the step before, beside products of that step."""
@@ -129,6 +133,9 @@ class _Writer(Values):
             return
         if not self.alone:
             self.body.append("arrive(counter, ASM)")
+            if self.may_ask:
+                self.body += self.asked_for()
+                self.may_ask = False
         self._emit(phase)  # while the others arrive
         self._multiply_ahead(phase)
         if self.alone:
@@ -268,6 +275,7 @@ class _Writer(Values):
         self.body.append("lengths = tl.where(done > 0, lengths, time)")
         assigned = [(self._leaf_name(leaf), self._next_of(leaf)) for leaf in self.step.leaves]
         lines = [f"{name} = {new}" for name, new in assigned]
+        lines += [f"{name} = {name}_next" for name in self.carried.values()]
         for tile in filter(self._is_ahead, self.schedule.tiles):
             lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
         lines.append(f"done = tl.where({finished} | (done > 0), 1, 0)")

@@ -88,6 +88,7 @@ class Step:
         made: the optimised program.
         nodes: what a step computes, in order.
         invariant: the nodes that are the same at every step.
+        timed: the nodes that depend on those and the time alone.
         hoisted: the nodes that are made before the loop for all steps.
         leaves: what is carried.
         products: by their nodes.
@@ -100,6 +101,7 @@ class Step:
     made: Optimised
     nodes: list[Node] = field(default_factory=list)
     invariant: set[Node] = field(default_factory=set)
+    timed: set[Node] = field(default_factory=set)
     hoisted: list[Node] = field(default_factory=list)
     leaves: list[CarriedLeaf] = field(default_factory=list)
     products: dict[Node, Product] = field(default_factory=dict)
@@ -264,7 +266,7 @@ class _Reader:
         """
         graph = self.made.module.graph
         ends = outputs(graph)
-        timed = self._classify()
+        timed = self.found.timed = self._classify()
         self._hoist(timed, ends)
         roots: list[Node] = []
         for target, node in zip(self.made.program.targets, ends, strict=True):
