@@ -20,9 +20,9 @@ from ..frames import Frame
 from ..kernels.device import is_recording
 from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
-from ..lowering.gpu.schedule import Tile
 from ..lowering.gpu.source import KernelSource
 from ..lowering.gpu.step import Step
+from ..lowering.gpu.tiles import Tile
 from ..lowering.gpu.types import HALVES
 from ..optimise.bounds import bounds
 from ..optimise.graph import output, outputs, value

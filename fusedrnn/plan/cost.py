@@ -12,7 +12,8 @@ import torch
 
 from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.ahead import reads_by_time
-from ..lowering.gpu.schedule import Schedule, Tile
+from ..lowering.gpu.schedule import Schedule
+from ..lowering.gpu.tiles import Tile
 
 
 @dataclass(frozen=True)

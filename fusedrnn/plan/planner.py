@@ -13,8 +13,9 @@ from ..kernels.gpu.launch import Options
 from ..kernels.gpu.limits import Limits
 from ..lowering.gpu.ahead import reads_by_time
 from ..lowering.gpu.rule import Unlowered
-from ..lowering.gpu.schedule import Schedule, Sharing, needs_one_group, power_of_two, schedule
+from ..lowering.gpu.schedule import Schedule, needs_one_group, schedule
 from ..lowering.gpu.step import Step, prepared, step_of
+from ..lowering.gpu.tiles import Sharing, power_of_two
 from ..lowering.pipeline import spread
 from .cost import IN_FLIGHT, columns, fit, step_cost, stream
 from .plan import Plan

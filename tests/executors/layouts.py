@@ -10,7 +10,8 @@ import torch
 from fusedrnn import TensorArray, trees
 from fusedrnn.capture import cache
 from fusedrnn.kernels.gpu.launch import Options
-from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.schedule import schedule
+from fusedrnn.lowering.gpu.tiles import Sharing
 from fusedrnn.plan import planner
 from fusedrnn.plan.cost import step_cost, stream
 from fusedrnn.plan.plan import Plan

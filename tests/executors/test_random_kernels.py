@@ -17,7 +17,8 @@ from fusedrnn.capture import cache
 from fusedrnn.errors import PlanError
 from fusedrnn.kernels import gpu
 from fusedrnn.kernels.gpu.launch import Options, emulation
-from fusedrnn.lowering.gpu.schedule import Sharing, needs_one_group, power_of_two, schedule
+from fusedrnn.lowering.gpu.schedule import needs_one_group, schedule
+from fusedrnn.lowering.gpu.tiles import Sharing, power_of_two
 from fusedrnn.plan import planner
 from fusedrnn.plan.cost import step_cost
 from fusedrnn.plan.plan import Plan

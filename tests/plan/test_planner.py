@@ -10,7 +10,7 @@ import torch
 
 from fusedrnn.kernels.gpu import limits
 from fusedrnn.lowering.gpu.rule import Unlowered
-from fusedrnn.lowering.gpu.schedule import power_of_two
+from fusedrnn.lowering.gpu.tiles import power_of_two
 from fusedrnn.plan.cost import columns, shared_bytes
 from fusedrnn.plan.planner import plans
 

@@ -3,9 +3,6 @@
 A barrier parts two phases. What a program needs whole of a vector that the programs made together is exchanged behind one: the left side
 of a product, the best of an argmax, a vector read at other columns. The product of a carried leaf is made right behind the barrier that
 its next value passes, for the next step, together with this step's products of the same vector: one read, one tile.
-
-A tile has 64 rows or more, whatever a program owns. Where several vectors are multiplied and each needs few rows, they are stacked: the
-rows of all in one tile, which multiplies the vectors side by side; of the result the blocks count in which a vector meets its own rows.
 """
 
 from __future__ import annotations
@@ -20,125 +17,7 @@ from ...optimise.graph import value
 from .columns import C, Columns
 from .probe import asked
 from .step import CarriedLeaf, Product, Step, stripped
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How the columns of vectors are shared out among the programs of a group.
-
-    Attributes:
-        programs: of a group.
-        replicated: the widths that every program computes for itself.
-        least_rows: of a product's tile, a power of two.
-    """
-
-    programs: int
-    replicated: frozenset[int] = frozenset()
-    least_rows: int = 16
-
-    def block(self, width: int) -> int:
-        """The columns of a vector that one program owns, a power of two."""
-        return max(power_of_two(width), 16) if self.is_whole(width) else power_of_two(-(-width // self.programs))
-
-    def is_whole(self, width: int) -> bool:
-        """Whether every program has all columns."""
-        return self.programs == 1 or width == 1 or width in self.replicated
-
-
-@dataclass(eq=False)
-class Exchange:
-    """A vector that all programs of a group need whole.
-
-    Attributes:
-        name: in the source.
-        node: what is published; of a leaf its next value.
-        leaf: the carried leaf that this is.
-        width, dtype: of the vector.
-        phase: at whose end it is published.
-        place, of: which it is of the vectors that stand side by side in memory of one name.
-        slots: how many steps' vectors are kept. A step reads its own, or the last step's up to its first barrier: two, since who writes the
-            next but one has passed a barrier behind that. Of a leaf that is read anywhere in the step three.
-    """
-
-    name: str
-    node: Node
-    leaf: CarriedLeaf | None
-    width: int
-    dtype: torch.dtype
-    phase: int
-    place: int = 0
-    of: int = 1
-    slots: int = 2
-
-    def slot(self, which: str) -> str:
-        """Where a vector stands: of "this" step, of the step "before", or what the "first" step finds."""
-        time = {"this": "time", "before": "(time - 1)", "first": "t0"}[which]
-        slot = f"({time} & 1)" if self.slots == 2 else f"({time} % 3)"
-        return slot if self.of == 1 else f"({slot} * {self.of} + {self.place})"
-
-
-@dataclass(eq=False)
-class Tile:
-    """Products of one vector, or of a stack of vectors, made together.
-
-    Attributes:
-        name: in the source.
-        exchange: of the vector, or of the first of a stack; None where each program has it whole in registers.
-        left: the vector; of a carried leaf its placeholder.
-        segments: (product, first row of its columns in the tile), the largest blocks first.
-        rows, inner, chunk: the tile is ``[rows, inner]``, padded, and is read ``chunk`` columns at a time.
-        phase: in which it is made.
-        carried: the products whose results are for the next step.
-        resident: it stays on-chip.
-        stored: the weight's dtype in memory, where that is one byte; else None.
-        in_registers: a resident weight of one byte stays as bytes in registers; else in shared memory, as the vector's dtype.
-        window: how many chunks of the vector are read at once.
-        stages: how many chunks of a weight that does not stay are under way.
-        vectors: how many are stacked.
-        share: the rows of each of them.
-    """
-
-    name: str
-    exchange: Exchange | None
-    left: Node
-    segments: list[tuple[Product, int]]
-    rows: int
-    inner: int
-    chunk: int
-    phase: int
-    dtype: torch.dtype
-    carried: list[Node] = field(default_factory=list)
-    resident: bool = True
-    stored: torch.dtype | None = None
-    in_registers: bool = False
-    window: int = 1
-    stages: int = 2
-    vectors: int = 1
-    share: int = 0
-
-    @property
-    def side_by_side(self) -> int:
-        """The vectors that are read, a power of two: some of them twice."""
-        return power_of_two(self.vectors)
-
-    @property
-    def only_carried(self) -> bool:
-        """Whether all its products are for the next step."""
-        return len(self.carried) == len(self.segments)
-
-    @property
-    def chunks(self) -> int:
-        return self.inner // self.chunk
-
-    @property
-    def in_memory(self) -> torch.dtype:
-        """The dtype of the weight as the kernel loads it: the host has converted one that stays in shared memory."""
-        return self.dtype if self.stored is None or (self.resident and not self.in_registers) else self.stored
-
-    @property
-    def bytes(self) -> int:
-        """Of the weight of a program, in memory."""
-        return self.rows * self.inner * self.in_memory.itemsize
+from .tiles import Exchange, Products, Sharing, Tile, Tiling
 
 
 @dataclass
@@ -178,22 +57,6 @@ def schedule(step: Step, sharing: Sharing, chunk: int = 128, stack: int = 1) -> 
         stack: how many vectors are stacked, at most.
     """
     return _Scheduler(step, sharing, chunk, stack).schedule()
-
-
-@dataclass(eq=False)
-class _Products:
-    """Products of one vector."""
-
-    exchange: Exchange | None
-    left: Node
-    products: list[Product]
-    phase: int
-    dtype: torch.dtype
-    carried: list[Node]
-
-
-def power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length() if number > 1 else 1
 
 
 class _Scheduler:
@@ -296,101 +159,17 @@ class _Scheduler:
             if self.sharing.is_whole(product.inner):
                 exchange = None
             groups.setdefault((exchange or source, dtype, product.stored), []).append(product)
-        apart: list[_Products] = []
+        tiling = Tiling(self.step, self.sharing, self.chunk, self.stack, found.phase_of, {*found.reductions}, [*found.moved.values()])
+        apart: list[Products] = []
         for (key, dtype, _), products in groups.items():
             exchange = key if isinstance(key, Exchange) else None
             source = stripped(products[0].left, self.step)
-            for joined in self._joined(products):
+            for joined in tiling.joined(products):
                 is_carried = [stripped(product.left, self.step) in self.leaf_of for product in joined]
                 carried = [product.node for product, is_leaf in zip(joined, is_carried, strict=True) if is_leaf and exchange is not None]
                 phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in joined)
-                apart.append(_Products(exchange, source, joined, phase, dtype, carried))
-        for stacked in self._stacked(apart):
-            found.tiles.append(self._tile(stacked))
-
-    def _stacked(self, apart: list[_Products]) -> list[list[_Products]]:
-        """The products by tiles: those of several vectors together, where padding makes that smaller than apart."""
-        found: list[list[_Products]] = []
-        exchanges = [one.exchange for one in apart]
-        left = list(apart)
-        while left:
-            last = max(left, key=lambda one: one.phase)  # of equals the first
-            mates = [one for one in left if one is last or (exchanges.count(one.exchange) == 1 and self._may_join(one, last))]
-            stack = mates[: self.stack] if last in mates[: self.stack] and exchanges.count(last.exchange) == 1 else [last]
-            together = self._rows(power_of_two(len(stack)) * self._share(stack))
-            if len(stack) == 1 or together >= sum(self._rows(self._used(one)) for one in stack):
-                stack = [last]
-            for one in stack:
-                left.remove(one)
-                self._delay(one, last.phase)
-            found.append(stack)
-        return sorted(found, key=lambda stack: apart.index(stack[0]))
-
-    def _may_join(self, one: _Products, last: _Products) -> bool:
-        """Whether products may be made beside later ones, of another vector."""
-
-        def kind(of: _Products) -> tuple[Any, ...]:
-            return of.dtype, of.products[0].inner, of.products[0].stored, len(of.carried) == len(of.products)
-
-        if one.exchange is None or last.exchange is None or one.products[0].stored is not None or kind(one) != kind(last):
-            return False
-        if one.phase == last.phase:
-            return True
-        users = [user for product in one.products for user in product.node.users if user in self.found.phase_of]
-        in_time = all(self.found.phase_of[user] >= last.phase for user in users)
-        return in_time and not one.carried and one.exchange.leaf is None and one.exchange not in self.found.moved.values()
-
-    def _delay(self, products: _Products, phase: int) -> None:
-        if products.phase != phase:
-            assert products.exchange is not None
-            products.phase, products.exchange.phase = phase, phase - 1
-            self.found.phase_of |= {product.node: phase for product in products.products}
-
-    def _used(self, products: _Products) -> int:
-        return sum(self.sharing.block(product.width) for product in products.products)
-
-    def _share(self, stack: list[_Products]) -> int:
-        """The rows of each vector of a stack."""
-        return power_of_two(max(self._used(one) for one in stack))
-
-    def _joined(self, products: list[Product]) -> list[list[Product]]:
-        """The products of one vector by tiles: together, unless padding to a power of two would make that larger than apart."""
-        by_block: dict[int, list[Product]] = {}
-        for product in products:
-            by_block.setdefault(self.sharing.block(product.width), []).append(product)
-        apart = sum(self._rows(block * len(some)) for block, some in by_block.items())
-        together = self._rows(sum(block * len(some) for block, some in by_block.items()))
-        return [products] if together <= apart else list(by_block.values())
-
-    def _rows(self, used: int) -> int:
-        return max(power_of_two(used), self.sharing.least_rows)
-
-    def _tile(self, stack: list[_Products]) -> Tile:
-        first, count = stack[0], len(stack)
-        share, segments = self._share(stack), []
-        for place, one in enumerate(stack):
-            begin = place * share
-            blocks = sorted(((self.sharing.block(product.width), product) for product in one.products), key=lambda pair: -pair[0])
-            for block, product in blocks:
-                segments.append((product, begin))
-                begin += block
-        if count > 1:
-            slots = max(one.exchange.slots for one in stack if one.exchange is not None)
-            for place, one in enumerate(stack):
-                assert first.exchange is not None
-                assert one.exchange is not None
-                one.exchange.name, one.exchange.place, one.exchange.of, one.exchange.slots = first.exchange.name, place, count, slots
-        width = first.products[0].inner
-        inner = chunk = max(power_of_two(width), 16)
-        if first.exchange is not None:
-            chunk = min(self.chunk, inner)
-            inner = -(-width // chunk) * chunk
-        rows = self._rows(power_of_two(count) * share) if count > 1 else self._rows(self._used(first))
-        return Tile(
-            f"w{len(self.found.tiles)}", first.exchange, first.left, segments, rows, inner, chunk, first.phase, first.dtype,
-            [node for one in stack for node in one.carried], stored=first.products[0].stored, window=inner // chunk, vectors=count,
-            share=share,
-        )  # fmt: skip
+                apart.append(Products(exchange, source, joined, phase, dtype, carried))
+        found.tiles = tiling.tiles(apart)
 
 
 def needs_one_group(step: Step) -> str | None:

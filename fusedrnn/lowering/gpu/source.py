@@ -17,8 +17,9 @@ from ...capture.program import Target
 from ...optimise.graph import value
 from . import types
 from .ahead import ReadingAhead
-from .schedule import Exchange, Schedule, Tile
+from .schedule import Schedule
 from .step import STORED, CarriedLeaf
+from .tiles import Exchange, Tile
 
 _IMPORTS = """import triton
 import triton.language as tl

@@ -20,8 +20,9 @@ from . import types
 from .columns import C, Columns, counter, is_within, taken_apart, text
 from .rule import Lowering, Unlowered
 from .rules import READ_THROUGH, lower
-from .schedule import Schedule, Tile
+from .schedule import Schedule
 from .step import CarriedLeaf
+from .tiles import Tile
 from .views import is_at_a_size
 
 # Names of the kernel's own; a node of the same name gets another.

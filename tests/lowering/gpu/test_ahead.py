@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fusedrnn.lowering.gpu.ahead import reads_by_time
-from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.schedule import schedule
 from fusedrnn.lowering.gpu.source import kernel_source
+from fusedrnn.lowering.gpu.tiles import Sharing
 
 from .loops import greedy, reading, step
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import fusedrnn
-from fusedrnn.lowering.gpu.schedule import Sharing, needs_one_group, schedule
+from fusedrnn.lowering.gpu.schedule import needs_one_group, schedule
+from fusedrnn.lowering.gpu.tiles import Sharing
 
-from .loops import greedy, reading, several, start_of, step
+from .loops import greedy, reading, start_of, step
 
 H, V = 20, 12
 
@@ -78,72 +79,6 @@ def test_products_are_apart_where_together_is_larger():
     tiles = schedule(step(kind, loop_fn), Sharing(2)).tiles
     assert [[product.width for product, _ in tile.segments] for tile in tiles] == [[64], [200]]
     assert [tile.rows for tile in tiles] == [32, 128]  # one of both would have 256
-
-
-@pytest.mark.parametrize(("count", "rows"), [(2, 64), (3, 64), (4, 64), (5, 128)])
-def test_vectors_that_need_few_rows_are_stacked(count, rows):
-    """64 rows at least: 16 for each vector, side by side in the memory that they pass."""
-    found = schedule(step(*several(count, size=32)), Sharing(2, least_rows=64), stack=8)
-    (tile,) = found.tiles
-    assert (tile.vectors, tile.share, tile.rows) == (count, 16, rows)
-    assert [begin for _, begin in tile.segments] == [16 * place for place in range(count)]
-    assert {exchange.name for exchange in found.exchanges} == {tile.exchange.name}
-    assert sorted(exchange.place for exchange in found.exchanges) == list(range(count))
-    slots = [exchange.slot("this") for exchange in found.exchanges]
-    assert len(set(slots)) == count
-    assert len(found.barriers) == 1
-
-
-@pytest.mark.parametrize(("stack", "vectors"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (8, [4])])
-def test_no_more_vectors_are_stacked_than_may_be(stack, vectors):
-    found = schedule(step(*several(4, size=32)), Sharing(2, least_rows=64), stack=stack)
-    assert [tile.vectors for tile in found.tiles] == vectors
-
-
-def test_where_no_row_is_saved_none_are_stacked():
-    found = schedule(step(*several(4, size=128)), Sharing(2, least_rows=64), stack=8)
-    assert [(tile.vectors, tile.rows) for tile in found.tiles] == [(1, 64)] * 4
-
-
-def waiting(early):
-    """A vector that is known a barrier before the other one; their products are added up, or the early one is needed at once."""
-    size, weights = 32, [torch.randn(32, 32) for _ in range(4)]
-    start = torch.zeros(3, size)
-
-    class Cell:
-        output_size = state_size = size
-
-        def __call__(self, inputs, state):
-            first = torch.tanh(state + inputs)
-            known = torch.sigmoid(inputs - state)
-            second = torch.tanh(first @ weights[0])
-            product = known @ weights[1]
-            new = second @ weights[2] + (product if early else torch.tanh(product))
-            if not early:
-                new = new + torch.sin(torch.tanh(product) @ weights[3])
-            return new, new
-
-    def loop_fn(time, output, state, loop_state):
-        return time >= 4, torch.ones(3, size), start if output is None else state, output, None
-
-    return step(Cell(), loop_fn)
-
-
-def test_a_product_waits_for_those_that_it_is_added_to():
-    found = schedule(waiting(True), Sharing(2, least_rows=64), stack=8)
-    assert [tile.vectors for tile in found.tiles] == [1, 2]
-    (last,) = (tile for tile in found.tiles if tile.vectors == 2)
-    assert all(found.phase_of[product.node] == last.phase for product, _ in last.segments)
-    assert sorted(exchange.phase for exchange in found.exchanges) == [0, 1, 1]
-    apart = schedule(waiting(True), Sharing(2, least_rows=64))
-    assert sorted(exchange.phase for exchange in apart.exchanges) == [0, 0, 1]
-    assert len(found.barriers) == len(apart.barriers)
-
-
-def test_a_product_that_is_needed_at_once_does_not_wait():
-    found = schedule(waiting(False), Sharing(2, least_rows=64), stack=8)
-    by_phase = {tile.phase: tile.vectors for tile in found.tiles}
-    assert by_phase == {1: 2, 2: 2}
 
 
 @pytest.mark.parametrize(("width", "programs", "block"), [(20, 2, 16), (20, 3, 8), (64, 4, 16), (100, 7, 16), (1000, 125, 8), (3, 4, 1)])
