@@ -16,7 +16,7 @@ from torch.fx import Node
 from ...capture.program import Target
 from ...optimise.graph import value
 from . import types
-from .ahead import ReadingAhead
+from .multiplying import Multiplying
 from .schedule import Schedule
 from .step import STORED, CarriedLeaf
 from .tiles import Exchange, Tile
@@ -92,36 +92,31 @@ def kernel_source(
     return _Writer(schedule, batch_tile, header, some, ahead).source()
 
 
-class _Writer(ReadingAhead):
+class _Writer(Multiplying):
     def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str], some: bool, ahead: bool) -> None:
-        super().__init__(schedule, batch_tile)
-        self.header, self.some, self.may_ask = header, some, ahead
+        super().__init__(schedule, batch_tile, some)
+        self.header, self.may_ask = header, ahead
         self.body = self.lines
         self.emitted: set[tuple[int, int]] = set()
-        self.read_rows: dict[str, str] = {}
 
     def source(self) -> KernelSource:
         schedule = self.schedule
         for tile in schedule.tiles:
-            if self._is_ahead(tile):
+            if self.is_ahead(tile):
                 for node in tile.carried:
                     self.names[node, self._own(node)] = self._fresh_once(node)
             elif tile.exchange is not None and tile.carried:  # nothing is left of the step to wait for: made at the start of the next
-                self._read_and_multiply(tile, "before", self.body, {})
+                self.read_and_multiply(tile, "before", self.body, {})
         for phase in range(schedule.phases):
             self._phase(phase)
         last = self._end_of_step()
-        asked = self.asked_for() if self.alone else []
+        asked = [] if schedule.barriers and not self.alone else self.asked_for()
         return self._assembled([*asked, *self.body, *last])
-
-    def _is_ahead(self, tile: Tile) -> bool:
-        """Whether a tile's carried products are made in the step before, beside products of that step."""
-        return tile.exchange is not None and bool(tile.carried) and tile.phase < self.schedule.phases
 
     def _phase(self, phase: int) -> None:
         schedule = self.schedule
         self.body.append(f"# phase {phase}")
-        self._multiply_behind_barrier(phase)
+        self.body += self.multiplied(phase, only_carried=False)
         published = [exchange for exchange in schedule.exchanges if exchange.phase == phase]
         reduced = [node for node, at in schedule.reductions.items() if at == phase]
         for exchange in published:
@@ -130,7 +125,7 @@ class _Writer(ReadingAhead):
             place = list(schedule.reductions).index(node)
             self.body.append(f"tl.store(keys{place} + (half * padded + flat) * {self.sharing.programs} + col, {self._part(node)})")
         if phase not in schedule.barriers:
-            self._multiply_ahead(phase)
+            self.body += self.multiplied(phase, only_carried=True)  # it hides the wait
             return
         if not self.alone:
             self.body.append("arrive(counter, ASM)")
@@ -138,7 +133,7 @@ class _Writer(ReadingAhead):
                 self.body += self.asked_for()
                 self.may_ask = False
         self._emit(phase)  # while the others arrive
-        self._multiply_ahead(phase)
+        self.body += self.multiplied(phase, only_carried=True)  # it hides the wait
         if self.alone:
             self.body.append("tl.debug_barrier()")
         else:
@@ -161,53 +156,6 @@ class _Writer(ReadingAhead):
         line = f"everyone{several} = tl.arange(0, {several})[:, None]"
         if line not in self.prelude:
             self.prelude.insert(0, line)
-
-    def _multiply_behind_barrier(self, phase: int) -> None:
-        """The products of what the last phase published."""
-        for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.phase == phase and not tile.only_carried:
-                self._multiply_now(tile)
-
-    def _multiply_ahead(self, phase: int) -> None:
-        """Products for the next step, where this step's do not come with them: they hide the wait for the next barrier."""
-        for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.phase == phase and tile.only_carried:
-                self._multiply_now(tile)
-
-    def _multiply_now(self, tile: Tile) -> None:
-        names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
-        self._read_and_multiply(tile, "this", self.body, names)
-
-    def _read_and_multiply(self, tile: Tile, which: str, lines: list[str], names: dict[Node, str]) -> None:
-        exchange = tile.exchange
-        assert exchange is not None
-        z = self._fresh(f"{tile.name}_z")
-        at = f"{exchange.name} + {exchange.slot(which)} * padded * {exchange.width}"
-        sizes, side = f"{exchange.width}, {tile.inner}, {tile.chunk}", tile.side_by_side
-        flat, some = self._rows_of(tile)
-        acc = f"tl.zeros(({tile.rows}, {side * self.bb}), tl.float32)"
-        if tile.resident:
-            text = f"multiply({tile.name}, {at}, {flat}, k{tile.chunk}, {acc}, {sizes}, {tile.window}"
-        else:
-            text = f"streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {at}, {flat}, {acc}, {sizes}, {tile.stages}"
-        text = f"{text}, {self._kind(tile)}{', True' if some else ''})"
-        lines.append(f"{z} = {text if tile.vectors == 1 else f'met({text}, {tile.share}, {side}, {self.bb})'}")
-        self._take_apart(tile, z, 0, tile.rows, lines, names)
-
-    def _rows_of(self, tile: Tile) -> tuple[str, bool]:
-        """The rows of an exchanged vector, or of a stack side by side, in the memory that they pass; whether only some are there."""
-        side, bb = tile.side_by_side, self.bb
-        if side == 1 and not self.some:
-            return "flat", False
-        name, place, row = f"flat_of{tile.vectors}", f"tl.arange(0, {side * bb}) // {bb}", f"grp * {bb} + tl.arange(0, {side * bb}) % {bb}"
-        at, there = f"{place} * padded + {row}" if side > 1 else "flat", []
-        if self.some:
-            there.append(f"(first_row + {row if side > 1 else 'flat'} < B)")
-        if side != tile.vectors:
-            there.append(f"({place} < {tile.vectors})")
-        mask = " & ".join(there)
-        self.read_rows[name] = f"{name} = tl.where({mask}, {at}, -1)" if there else f"{name} = {at}"
-        return name, bool(there)
 
     def _publish(self, exchange: Exchange) -> None:
         text = self._next_of(exchange.leaf) if exchange.leaf is not None else self._at_own(exchange.node)
@@ -277,7 +225,7 @@ class _Writer(ReadingAhead):
         assigned = [(self._leaf_name(leaf), self._next_of(leaf)) for leaf in self.step.leaves]
         lines = [f"{name} = {new}" for name, new in assigned]
         lines += [f"{name} = {name}_next" for name in self.carried.values()]
-        for tile in filter(self._is_ahead, self.schedule.tiles):
+        for tile in filter(self.is_ahead, self.schedule.tiles):
             lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
         lines.append(f"done = tl.where({finished} | (done > 0), 1, 0)")
         going = "1 - tl.min(done)"
@@ -377,14 +325,14 @@ class _Writer(ReadingAhead):
             lines += ["arrive(counter, ASM)", f"target += {programs}", "late = wait(counter, target, limit, ASM)"]
         before = []
         for tile in self.schedule.tiles:
-            if self._is_ahead(tile):
+            if self.is_ahead(tile):
                 names = {product.node: self._fresh_once(product.node) if product.node in tile.carried
                          else self._fresh(f"{product.node.name}_unused") for product, _ in tile.segments}  # fmt: skip
                 for product, _ in tile.segments:
                     if product.node in tile.carried:
                         rows = 1 if product.width == 1 else self.sharing.block(product.width)
                         before.append(f"{names[product.node]} = tl.zeros(({rows}, {self.bb}), tl.float32)")
-                self._read_and_multiply(tile, "first", lines, names)
+                self.read_and_multiply(tile, "first", lines, names)
         if not self.alone:
             lines.append("going = tl.where(late > 0, 0, going)")
         return [*before, "if going > 0:  # the carried vectors as the first step finds them", *[f"    {line}" for line in lines]]

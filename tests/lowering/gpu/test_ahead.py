@@ -50,6 +50,26 @@ def test_a_program_that_waits_for_nobody_asks_first():
     assert max(loads(inside, "h")) < place_of(inside, "# phase 0")
 
 
+def test_where_there_is_no_barrier_it_asks_first():
+    """Nothing but columns that each program owns."""
+    x, start = torch.zeros(5, 3, H), torch.zeros(3, H)
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            new = torch.tanh(inputs + state)
+            return new, new
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 4, x[time], start if output is None else state, output, None
+
+    _, inside = loop_of((Cell(), loop_fn))
+    assert "arrive(" not in "".join(inside)
+    (place,) = (place for place, line in enumerate(inside) if "_next = tl.load(" in line)
+    assert place < place_of(inside, "# phase 0")
+
+
 def test_where_registers_do_not_suffice_it_asks_when_it_needs_it():
     before, inside = loop_of(reading("lstm"), ahead=False)
     assert not loads(before, "h0")
