@@ -121,11 +121,13 @@ def _sharings(step: Step, limits: Limits) -> Iterator[Sharing]:
     widths = {one.inner for one in step.products.values()} or {leaf.width for leaf in step.leaves if leaf.width}
     widest = max(widths, default=1)
     read = frozenset(step.width(reduction.source) or 1 for reduction in step.reductions.values())
+    narrow = frozenset(width for width in read if width <= 256)
     seen: set[tuple[int, frozenset[int]]] = set()
     for programs in [1, *[-(-widest // block) for block in _BLOCKS]]:
         if programs > limits.sms or (programs == 1 and widest > 256):
             continue
-        for replicated in (frozenset[int](), frozenset(width for width in read if width <= 256)):
-            if (programs, replicated) not in seen and not (programs == 1 and replicated):
+        for replicated in (frozenset[int](), narrow):
+            all_alike = programs > 1 and widths <= replicated  # one program would do
+            if (programs, replicated) not in seen and not (programs == 1 and replicated) and not all_alike:
                 seen.add((programs, replicated))
                 yield Sharing(programs, replicated, _WGMMA_ROWS if limits.arch >= 90 else 16)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fusedrnn
 from fusedrnn.kernels.gpu import limits
 from fusedrnn.lowering.gpu.rule import Unlowered
 from fusedrnn.lowering.gpu.tiles import power_of_two
@@ -26,6 +27,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 def step_of(kind, size, dtype):
     if kind.startswith("sum of"):
         return loops.step(*loops.several(int(kind.split()[-1]), size, dtype=dtype))
+    if kind == "layer norm":
+        _, loop_fn = loops.reading("lstm", inputs=16, size=size, dtype=dtype)
+        return loops.step(fusedrnn.LSTMCell(16, size, layer_norm=True).to(dtype), loop_fn)
     make = {"lstm": loops.reading, "tf gru": loops.reading, "gru greedy": functools.partial(loops.greedy, words=74)}[kind]
     return loops.step(*make(kind.split(" greedy")[0], inputs=16, size=size, dtype=dtype))
 
@@ -43,6 +47,7 @@ def check(plan, step, batch, device):
     assert plan.options.maxnreg is None or plan.options.maxnreg <= 250
     for width in {leaf.width for leaf in step.leaves if leaf.width} | {product.width for product in step.products.values()}:
         assert sharing.block(width) * (1 if sharing.is_whole(width) else plan.programs) >= width
+    assert plan.programs == 1 or not all(sharing.is_whole(product.inner) for product in step.products.values())
     products = [product.node for tile in schedule.tiles for product, _ in tile.segments]
     assert sorted(map(str, products)) == sorted(map(str, step.products))
     for tile in schedule.tiles:
@@ -84,9 +89,9 @@ def test_plans_fit(size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", ["tf gru", "gru greedy"])
+@pytest.mark.parametrize("kind", ["tf gru", "gru greedy", "layer norm"])
 def test_plans_of_other_cells_fit(kind, dtype):
-    for size, batch, arch in ((100, 16, 90), (1000, 256, 90)):
+    for size, batch, arch in ((100, 16, 90), (128, 8, 90), (1000, 256, 90)):
         planned(kind, size, dtype, batch, arch)
 
 
