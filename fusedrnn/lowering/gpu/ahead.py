@@ -18,11 +18,13 @@ from .schedule import Schedule
 from .step import Step
 from .values import Names, Values
 
+_NUMBER = "tl.zeros((1, 1), tl.int32)"  # what is added to it has the rank of a tile
+
 
 def is_timed_read(node: Node, step: Step) -> bool:
-    """Whether a node is read from memory for each row, at a place that depends on the time alone."""
+    """Whether a node is a vector, or a number of each row, that is read from memory at a place that depends on the time alone."""
     is_read = node in step.hoisted or (node.target is ops.read and node in step.timed and node not in step.invariant)
-    return is_read and step.rows(node) is not None
+    return is_read and (step.rows(node) is not None or step.width(node) is not None)
 
 
 def reads_by_time(step: Step) -> bool:
@@ -50,14 +52,16 @@ class ReadingAhead(Values):
         if not (self.may_ask and in_step and is_timed_read(node, self.step)):
             return super()._written(node, columns)
         name = self.carried[node, columns] = self._fresh(f"{node.name}_ahead")
-        self.prelude.append(f"{name} = {self._asked(node, columns, self._first, '(t0 + 1)', '0', '(zero + t0 < T)', self.prelude)}")
+        asked = self._asked(node, columns, self._first, "(t0 + 1)", "0", f"({_NUMBER} + t0 < T)", self.prelude)
+        self.prelude.append(f"{name} = {asked}")
         return self._assign(node, columns, types.loaded(name, value(node).dtype))
 
     def asked_for(self) -> list[str]:
         """The lines that ask for what the next step reads, if there is one."""
         lines: list[str] = []
         for (node, columns), name in self.carried.items():
-            lines.append(f"{name}_next = {self._asked(node, columns, self._next, '(time + 1)', '(step + 1)', '(zero + time < T)', lines)}")
+            asked = self._asked(node, columns, self._next, "(time + 1)", "(step + 1)", f"({_NUMBER} + time < T)", lines)
+            lines.append(f"{name}_next = {asked}")
         return lines
 
     def _asked(self, node: Node, columns: Columns | None, names: Names, clock: str, step: str, only: str, lines: list[str]) -> str:

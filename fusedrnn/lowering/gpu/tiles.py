@@ -183,8 +183,8 @@ class Tiling:
         left = list(apart)
         while left:
             last = max(left, key=lambda one: one.phase)  # of equals the first
-            mates = [one for one in left if one is last or (exchanges.count(one.exchange) == 1 and self._may_join(one, last))]
-            stack = mates[: self.stack] if last in mates[: self.stack] and exchanges.count(last.exchange) == 1 else [last]
+            others = [one for one in left if one is not last and exchanges.count(one.exchange) == 1 and self._may_join(one, last)]
+            stack = sorted([last, *others[: self.stack - 1]], key=apart.index) if exchanges.count(last.exchange) == 1 else [last]
             together = self._rows(power_of_two(len(stack)) * self._share(stack))
             if len(stack) == 1 or together >= sum(self._rows(self._used(one)) for one in stack):
                 stack = [last]

@@ -42,7 +42,7 @@ def test_between_arriving_and_waiting(name):
     carried = re.match(r"(\w+)_next = ", inside[place])[1]
     assert inside.index(f"{carried} = {carried}_next") > place
     assert any(line.strip().startswith(f"{carried} = tl.load(") for line in before)
-    assert "(zero + time < T)" in inside[place]  # of the step behind the last nothing is asked for
+    assert "+ time < T)" in inside[place]  # of the step behind the last nothing is asked for
 
 
 def test_a_program_that_waits_for_nobody_asks_first():
@@ -102,6 +102,27 @@ def test_a_place_that_is_looked_up_by_the_time():
     assert len(carried) == 1
     assert any("_ahead = tl.load" in line for line in before)
     assert "time + 1" in "\n".join(inside[place_of(inside, "arrive(") :])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_vector_of_no_row(batch):
+    """As the places of a sequence have one; and one row, whose vectors have no batch to be told by."""
+    places, start = torch.zeros(5, H), torch.zeros(batch, H)
+
+    class Cell:
+        output_size = state_size = H
+
+        def __call__(self, inputs, state):
+            new = torch.tanh(inputs + state)
+            return new, new
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 4, start + places[time], start if output is None else state, output, None
+
+    _, inside = loop_of((Cell(), loop_fn))
+    assert len([line for line in inside if "_next = tl.load(" in line]) == 1
+    _, inside = loop_of(reading("gru", batch=batch))
+    assert len([line for line in inside if "_next = tl.load(h" in line]) == 3
 
 
 def test_what_a_step_computes_is_no_place_to_read_ahead():
