@@ -13,25 +13,15 @@ from torch.fx import Graph, GraphModule, Node
 from .. import rows
 from ..capture import ops
 from ..optimise.graph import value
+from ..optimise.vectorised import VECTORISED
 from .forward import crossing, is_by_rows
 from .joint import Joint
 
 _EVERY, _FIRST = slice(None), slice(-1, None)  # steps, the last one first
 
 
-def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x.select(dim, index)``, past the end the last element, without looking at the index."""
-    size = x.shape[dim]
-    index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
-    return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
-
-
 def _zeroed(x: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
     return rows.zeroed(x, finished)
-
-
-def _size(x: torch.Tensor, dim: int) -> int:
-    return x.shape[dim]
 
 
 def is_size(node: Node) -> bool:
@@ -96,10 +86,8 @@ class Functions:
                 for operand in crossing(part, self.batch) if self.retires else ():
                     mine[operand] = graph.call_function(_zeroed, (copies[operand], copies[self._finished]))
                 copies[part] = graph.node_copy(part, mine.__getitem__)
-                if part.target is ops.read:
-                    copies[part].target = read
-                elif is_size(part):
-                    copies[part].target = _size  # which vmap does not take apart
+                if part.target in VECTORISED:
+                    copies[part].target = VECTORISED[part.target]
                 elif part.target in ops.PYTHON:
                     copies[part].target, loops = ops.PYTHON[part.target], loops or part.target is ops.draw
         graph.output(copies[node])

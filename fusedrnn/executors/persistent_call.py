@@ -26,6 +26,7 @@ from ..lowering.gpu.tiles import Tile
 from ..lowering.gpu.types import HALVES
 from ..optimise.bounds import bounds
 from ..optimise.graph import output, outputs, value
+from ..optimise.vectorised import VECTORISED
 from ..optimise.wavefront import Wavefront
 from ..plan.plan import Plan
 from ..result import Result
@@ -153,8 +154,7 @@ class _Ahead:
                 copies[node] = clock
             elif node in needed:
                 copies[node] = part.node_copy(node, copies.__getitem__)
-                if node.target is ops.read:
-                    copies[node].target = _read
+                copies[node].target = VECTORISED.get(node.target, node.target)
                 self._loops |= node.target in ops.PYTHON and node.target is not ops.read
         part.output(tuple(copies[node] for node in self.nodes))
         self._function = GraphModule(step.made.module, part).forward
@@ -173,13 +173,6 @@ class _Ahead:
             return [torch.stack(parts) for parts in zip(*made, strict=True)]
         in_dims = (0, *[None] * len(inputs))
         return [made.contiguous() for made in torch.vmap(self._function, in_dims=in_dims)(times, *inputs)]
-
-
-def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x.select(dim, index)``, past the end the last element, without looking at the index."""
-    size = x.shape[dim]
-    index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
-    return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
 
 
 def _numel(sizes: Sequence[int]) -> int:

@@ -44,3 +44,18 @@ def test_an_activation_is_kept_rather_than_what_it_is_of(function):
 
     ahead, _ = forward_of(*reading(Cell(), torch.zeros(4, 3)))
     assert function.__name__ in [str(node.target).split(".")[1] for node in ahead.kept.nodes if node.op == "call_function"]
+
+
+def test_what_was_compared_is_not_compared_again():
+    """Of the largest element one gradient is made; the element is found by its value, which another kernel may round otherwise."""
+    w = torch.randn(3, 3, requires_grad=True)
+
+    class Cell:
+        output_size = state_size = 3
+
+        def __call__(self, inputs, state):
+            new = torch.tanh(inputs + state @ w)
+            return torch.exp(new).amax(1, keepdim=True) * new, new
+
+    ahead, _ = forward_of(*reading(Cell(), torch.zeros(4, 3)))
+    assert torch.bool in [node.meta["val"].dtype for node in ahead.kept.nodes if "eq" in str(node.target)]

@@ -228,7 +228,7 @@ class Values:
             elif at != 0:
                 uses |= C in at.free_symbols
                 made = text(at, width)
-                if not (at.is_Integer and at >= 0) and not is_within(at, self.step.bound(size), width):
+                if not is_within(at, self.step.bound(size), width):
                     made = f"tl.minimum(tl.maximum({made}, 0), {self._size(size)} - 1)"
                 terms.append(self._scaled(made, sizes[dim + 1 :]))
         name = self.hoisted.get(node) or self._external_name(node)
