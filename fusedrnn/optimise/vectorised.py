@@ -28,7 +28,8 @@ def _slice_scatter(
 ) -> torch.Tensor:
     """`torch.vmap` takes a begin before the end and an end behind it for places."""
     begin, end, step = slice(start, end, step).indices(x.shape[dim])
-    return aten.slice_scatter.default(x, source, dim, begin, end, step)
+    made: torch.Tensor = aten.slice_scatter.default(x, source, dim, begin, end, step)
+    return made
 
 
 VECTORISED: dict[Any, Callable[..., Any]] = {ops.read: _read, aten.sym_size.int: _size, aten.slice_scatter.default: _slice_scatter}
