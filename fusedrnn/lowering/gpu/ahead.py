@@ -11,7 +11,7 @@ from torch.fx import Node
 from ...capture import ops
 from ...optimise.graph import value
 from . import types
-from .columns import Columns
+from .columns import C, Columns
 from .rule import Lowering
 from .rules import lower
 from .schedule import Schedule
@@ -49,7 +49,8 @@ class ReadingAhead(Values):
 
     def _written(self, node: Node, columns: Columns | None) -> str:
         in_step = self.lines is self.blocks[0] and (columns is None or not columns.loops)
-        if not (self.may_ask and in_step and is_timed_read(node, self.step)):
+        is_tile = self.rows(node) is not None or (columns is not None and C in columns.at.free_symbols)
+        if not (self.may_ask and in_step and is_tile and is_timed_read(node, self.step)):
             return super()._written(node, columns)
         name = self.carried[node, columns] = self._fresh(f"{node.name}_ahead")
         asked = self._asked(node, columns, self._first, "(t0 + 1)", "0", f"({_NUMBER} + t0 < T)", self.prelude)
