@@ -198,7 +198,7 @@ def test_a_program_that_once_failed(monkeypatch, seed):
 
 def test_integers_are_exchanged(monkeypatch):
     """Every column of a state of integers looks at the first one."""
-    lay_out(monkeypatch, 2, 64, (), False)
+    lay_out(monkeypatch, 2, 64, (), False, 1)
     x, ends, counts = torch.randn(4, 3, 8), torch.tensor([4, 0, 2]), torch.arange(24).reshape(3, 8)
 
     def cell(inputs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
