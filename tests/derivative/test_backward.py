@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import fusedrnn
@@ -27,6 +28,13 @@ def test_weight_gradients_are_products_behind_the_loop():
     assert not made.totals.added
     assert len(made.totals.lines) == 2
     assert [tuple(node.meta["val"].shape[1:]) for node in made.emitted] == [(4 * H,)]
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_of_a_single_row_too(layer_norm):
+    made = derived(reading(fusedrnn.LSTMCell(D, H, layer_norm=layer_norm), (torch.zeros(1, H), torch.zeros(1, H)), (6,)))
+    assert not made.totals.added
+    assert sum("product" in line for line in made.totals.lines) == 2
 
 
 def test_a_gradient_of_a_layer_norm_is_added_up_over_rows_behind_the_loop():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .derived import H, attention, forward_of, lstm, reading
+import fusedrnn
+
+from .derived import B, D, H, attention, forward_of, lstm, reading
 
 
 def test_an_lstm_keeps_its_gates_and_its_state():
@@ -59,3 +61,9 @@ def test_what_was_compared_is_not_compared_again():
 
     ahead, _ = forward_of(*reading(Cell(), torch.zeros(4, 3)))
     assert torch.bool in [node.meta["val"].dtype for node in ahead.kept.nodes if "eq" in str(node.target)]
+
+
+def test_what_a_layer_norm_makes_is_kept_once():
+    """Normalised gates and the state, four inverse deviations, and the mean and the inverse deviation of c."""
+    ahead, _ = forward_of(*reading(fusedrnn.LSTMCell(D, H, layer_norm=True), (torch.zeros(B, H), torch.zeros(B, H))))
+    assert ahead.kept.bytes_per_row == (6 * H + 6) * 4
