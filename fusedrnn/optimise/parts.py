@@ -192,33 +192,26 @@ def _reduced(node: Node) -> set[int]:
 
 def _bounds_of_operand(node: Node, operand: Node, bounds: Bounds) -> Bounds | None:
     """Of what a node reads part by part; None of other operands."""
-    if not isinstance(operand.meta.get("val"), torch.Tensor) or len(shape(operand)) < 2:
-        return None
-    if node.target in _RESHAPES:
-        return _scaled(bounds, _inner(node), _inner(operand))
-    if node.target in _REDUCTIONS:
-        return None if _reduced(node) & {0, 1} else bounds
-    if node.target in _LIKE_FIRST:
-        return bounds if operand is node.args[0] else None
-    if _is_pointwise(node) or node.target is aten.expand.default:
-        same = len(shape(operand)) == len(shape(node)) and static(shape(operand)[1]) == bounds[-1]
-        return bounds if same else None
-    return None
+    return _across(node, operand, node, operand, bounds)
 
 
 def _bounds_of_user(node: Node, user: Node, bounds: Bounds) -> Bounds | None:
     """Of what is made of a node part by part; None of other users."""
-    made = user.meta.get("val")
-    if not isinstance(made, torch.Tensor) or made.ndim < 2:
+    return _across(node, user, user, node, bounds)
+
+
+def _across(known: Node, other: Node, reader: Node, source: Node, bounds: Bounds) -> Bounds | None:
+    """The bounds of one side of an operand's use, of those of the other side; None where parts do not go with parts."""
+    if not isinstance(other.meta.get("val"), torch.Tensor) or len(shape(other)) < 2:
         return None
-    if user.target in _RESHAPES:
-        return _scaled(bounds, _inner(node), _inner(user))
-    if user.target in _REDUCTIONS:
-        return None if _reduced(user) & {0, 1} else bounds
-    if user.target in _LIKE_FIRST:
-        return bounds if node is user.args[0] else None
-    if _is_pointwise(user) or user.target is aten.expand.default:
-        same = len(shape(node)) == made.ndim and static(shape(user)[1]) == bounds[-1]
+    if reader.target in _RESHAPES:
+        return _scaled(bounds, _inner(known), _inner(other))
+    if reader.target in _REDUCTIONS:
+        return None if _reduced(reader) & {0, 1} else bounds
+    if reader.target in _LIKE_FIRST:
+        return bounds if source is reader.args[0] else None
+    if _is_pointwise(reader) or reader.target is aten.expand.default:
+        same = len(shape(known)) == len(shape(other)) and static(shape(other)[1]) == bounds[-1]
         return bounds if same else None
     return None
 

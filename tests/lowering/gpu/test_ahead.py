@@ -17,6 +17,16 @@ from .loops import greedy, reading, step
 H = 16
 
 
+class Adding:
+    """A cell of columns that each program owns."""
+
+    output_size = state_size = H
+
+    def __call__(self, inputs, state):
+        new = torch.tanh(inputs + state)
+        return new, new
+
+
 def loop_of(loop, programs=2, **options):
     """The lines before the loop, and those in it."""
     text = kernel_source(schedule(step(*loop), Sharing(programs), 16), 8, **options).text
@@ -54,17 +64,10 @@ def test_where_there_is_no_barrier_it_asks_first():
     """Nothing but columns that each program owns."""
     x, start = torch.zeros(5, 3, H), torch.zeros(3, H)
 
-    class Cell:
-        output_size = state_size = H
-
-        def __call__(self, inputs, state):
-            new = torch.tanh(inputs + state)
-            return new, new
-
     def loop_fn(time, output, state, loop_state):
         return time >= 4, x[time], start if output is None else state, output, None
 
-    _, inside = loop_of((Cell(), loop_fn))
+    _, inside = loop_of((Adding(), loop_fn))
     assert "arrive(" not in "".join(inside)
     (place,) = (place for place, line in enumerate(inside) if "_next = tl.load(" in line)
     assert place < place_of(inside, "# phase 0")
@@ -109,17 +112,10 @@ def test_a_vector_of_no_row(batch):
     """As the places of a sequence have one; and one row, whose vectors have no batch to be told by."""
     places, start = torch.zeros(5, H), torch.zeros(batch, H)
 
-    class Cell:
-        output_size = state_size = H
-
-        def __call__(self, inputs, state):
-            new = torch.tanh(inputs + state)
-            return new, new
-
     def loop_fn(time, output, state, loop_state):
         return time >= 4, start + places[time], start if output is None else state, output, None
 
-    _, inside = loop_of((Cell(), loop_fn))
+    _, inside = loop_of((Adding(), loop_fn))
     assert len([line for line in inside if "_next = tl.load(" in line]) == 1
     _, inside = loop_of(reading("gru", batch=batch))
     assert len([line for line in inside if "_next = tl.load(h" in line]) == 3
