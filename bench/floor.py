@@ -8,7 +8,8 @@ On a CPU, a step of B rows takes at least
 
 Products of inputs that wait for nothing count in the first term, since they must be made, and not in the second: made for many steps at
 once, they read their weights once. Sigmoids are the cell's transcendental functions (five an LSTM's unit, three a GRU's). What all
-weights of a step take together decides which cache they are read from: the rate is that of the next working set below. Nothing else counts: no call, no look-up, no traffic of the state.
+weights of a step take together
+decides which cache they are read from: the rate is that of the next working set below. Nothing else counts: no call, no look-up, no traffic of the state.
 
 On a GPU, a step takes at least its barriers (two of them under greedy feedback), the exchange of the state through the level-2 cache,
 products at the tensor cores' rate or at that of reading the weights from shared memory, whichever is slower: `fusedrnn.plan.cost`, with
