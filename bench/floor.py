@@ -8,12 +8,10 @@ On a CPU, a step of B rows takes at least
 
 Products of inputs that wait for nothing count in the first term, since they must be made, and not in the second: made for many steps at
 once, they read their weights once. Sigmoids are the cell's transcendental functions (five an LSTM's unit, three a GRU's). What all
-weights of a step take together
-decides which cache they are read from: the rate is that of the next working set below. Nothing else counts: no call, no look-up, no traffic of the state.
+weights of a step take together decides which cache they are read from: the rate is that of the next working set below, or a larger
+one's. Nothing else counts: no call, no look-up, no traffic of the state.
 
-On a GPU, a step takes at least its barriers (two of them under greedy feedback), the exchange of the state through the level-2 cache,
-products at the tensor cores' rate or at that of reading the weights from shared memory, whichever is slower: `fusedrnn.plan.cost`, with
-the constants that `bench gpu --only constants barrier` measured. No GPU has measured any.
+That of a GPU is in `bench.floor_gpu`; a file of lines (gpu.jsonl) is one of `bench gpu`.
 """
 
 from __future__ import annotations
@@ -21,9 +19,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from . import floor_gpu
 from .case import Shape, text
 from .runner import Row, rate
 
@@ -41,25 +40,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the bound and the distance of every time that has one; 2 where there are no constants."""
-    rows = json.loads(args.results.read_text())["rows"]
-    constants = constants_of(rows if args.constants is None else json.loads(args.constants.read_text())["rows"])
+    of_gpu = args.results.suffix == ".jsonl"
+    rows, known = _rows(args.results), _rows(args.constants or args.results)
+    constants = floor_gpu.constants(known) if of_gpu else constants_of(known)
     if constants is None:
-        print(
-            f"bench floor: {args.constants or args.results} has no constants: python -m bench cpu --only machine measures them",
-            file=sys.stderr,
-        )
+        command = "gpu" if of_gpu else "cpu --only machine"
+        print(f"bench floor: {args.constants or args.results} has no constants: python -m bench {command} measures them", file=sys.stderr)
         return 2
-    head = ("microseconds a step", "floor", "bound by", "fusedrnn", "distance", "peer", "took", "distance")
-    print(_line(*head))
+    print(_line("microseconds a step", "floor", "bound by", "fusedrnn", "distance", "peer", "took", "distance"))
+    for line in _of_gpu(rows, constants) if of_gpu else _of_cpu(rows, constants):
+        print(line)
+    return 0
+
+
+def _rows(path: Path) -> list[Row]:
+    lines = path.read_text()
+    found: list[Row] = [json.loads(line) for line in lines.splitlines()] if path.suffix == ".jsonl" else json.loads(lines)["rows"]
+    return found
+
+
+def _of_cpu(rows: Sequence[Row], constants: Row) -> Iterator[str]:
     for row in rows:
         found = floor(row["case"], row["shape"], constants) if "ratio" in row else None
         if found is not None:
             bound, by = found
             times = [microseconds(row, who) for who in ("fusedrnn", "peer")]
             (ours, distance), (theirs, peer_distance) = ((f"{time:,.1f}", f"{time / bound:.1f}") for time in times)
-            what = f"{row['case']} {text(row['shape'])}"
-            print(_line(what, f"{bound:,.1f}", by, ours, distance, row["peer"], theirs, peer_distance))
-    return 0
+            yield _line(f"{row['case']} {text(row['shape'])}", f"{bound:,.1f}", by, ours, distance, row["peer"], theirs, peer_distance)
+
+
+def _of_gpu(rows: Sequence[Row], constants: Row) -> Iterator[str]:
+    for row in rows:
+        bound = floor_gpu.floor(row, constants)
+        if bound is not None:
+            shape = text({name: row[name] for name in ("cell", "model", "H", "V", "B", "dtype") if name in row})
+            ours, peer = floor_gpu.microseconds(row), row.get("peer_us", {}).get("median")
+            theirs = (f"{peer:.2f}", f"{peer / bound:.1f}") if peer else ("", "")
+            yield _line(f"{row['part']} {shape}", f"{bound:.2f}", "", f"{ours:.2f}", f"{ours / bound:.1f}", row.get("peer", ""), *theirs)
 
 
 def _line(what: str, *columns: str) -> str:
@@ -92,14 +109,14 @@ def floor(case: str, shape: Shape, constants: Row) -> tuple[float, str] | None:
     inputs = (layers - 1 if words else layers) * _GATES[cell] * hidden * hidden  # with an embedding they are rows of a table
     stepwise = recurrent + (layers - 1) * _GATES[cell] * hidden * hidden + words * hidden  # which wait for something in the loop
     counted = rows * (recurrent + inputs + words * hidden)
-    work = counted / constants["multiply_adds_per_us"][dtype] + rows * layers * _SIGMOIDS[cell] * hidden / constants["sigmoids_per_us"]
+    products = max(constants["multiply_adds_per_us"][kind] for kind in {dtype, "float32"})  # who is slower in bfloat16 may convert
+    work = counted / products + rows * layers * _SIGMOIDS[cell] * hidden / constants["sigmoids_per_us"]
     reading = stepwise * size / _bytes_per_us(stepwise * size, constants["bytes_per_us"])
     return (work, "products") if work >= reading else (reading, "reading")
 
 
 def _bytes_per_us(size: float, measured: Mapping[str, float]) -> float:
-    """Of the two working sets beside a size, the faster one's, which is the lesser: the floor must not be above what is possible."""
+    """The fastest of the working set next below and all larger ones: a floor must not be above what is possible."""
     known = sorted((float(megabytes) * 2**20, rate) for megabytes, rate in measured.items())
-    below = [rate for at, rate in known if at <= size][-1:] or [known[0][1]]
-    above = [rate for at, rate in known if at > size][:1]
-    return max(below + above)
+    least = max((at for at, _ in known if at <= size), default=known[0][0])
+    return max(rate for at, rate in known if at >= least)

@@ -30,6 +30,7 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
     print(f"{case.about}: {case.unit}\n{'':<44}{'against':<32}{'fusedrnn':>12}{'peer':>12}{'ratio':>8}{'(least to most)':>18}", flush=True)
     for shape in case.shapes(quick, given):
         torch.manual_seed(0)
+        torch.compiler.reset()  # after eight shapes of one function it gives up
         work = case.make(shape)
         fused = work.fused()
         ours = fused.results()
