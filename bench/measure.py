@@ -43,7 +43,7 @@ def compared(mine: Callable[[], Any], theirs: Callable[[], Any], pairs: int, mos
     both = (mine, theirs)
     first = [timed(function) for function in both]
     calls = [max(1, math.ceil(_SAMPLE / max(seconds, 1e-6))) for seconds in first]
-    pairs = min(pairs, max(3, int(most / sum(max(seconds, _SAMPLE) + _PAUSE for seconds in first))))
+    pairs = int(max(min(pairs, most / sum(max(seconds, _SAMPLE) + _PAUSE for seconds in first)), min(pairs, 3)))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs):
         for function, many, into in zip(both, calls, times, strict=True):

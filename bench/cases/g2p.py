@@ -11,6 +11,7 @@ import random
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class TensorFlow:
             np.savez(weights, **arrays)
             script = str(Path(__file__).parents[1] / "peers" / "tensorflow_g2p.py")
             self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            weakref.finalize(self, self._process.terminate)
             batches = [(spelling.graphemes.tolist(), spelling.lengths.tolist()) for spelling in self._spellings]
             self._write(json.dumps({
                 "weights": str(weights), "batches": batches, "threads": torch.get_num_threads(), "start": g2p_checkpoint.PHONEME_START,
