@@ -24,10 +24,12 @@ class Run:
     Attributes:
         call: what is timed. A float that it returns is its own measurement of its seconds.
         outputs: what is compared before anything is timed; None: what `call` returns.
+        version: of whoever does it, where `bench.measure.circumstances` does not tell.
     """
 
     call: Callable[[], Any]
     outputs: Callable[[], Sequence[Any]] | None = None
+    version: str | None = None
 
     def results(self) -> Sequence[Any]:
         """Arrays, tensors or lists, in one order for everyone who does the same work."""

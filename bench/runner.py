@@ -50,7 +50,8 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
                 rows.append(row | {"fault": fault})
                 print(f"{case.name} {text(shape)}: {name}: {fault}", file=sys.stderr)
                 continue
-            rows.append(row | compared(fused.call, theirs.call, pairs, _MOST))
+            told = {"version": theirs.version} if theirs.version else {}
+            rows.append(row | told | compared(fused.call, theirs.call, pairs, _MOST))
             print(line(rows[-1]), flush=True)
     return rows + [fitted(rows, case, axis, who) for axis in case.fit for who in _fitted(rows)]
 
