@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorflow", metavar="PYTHON", help="a Python that has tensorflow and tf-keras, for G2P")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and peers (default: what torch chose)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured, after every part")
+    parser.add_argument("--update", action="store_true", help="in FILE, leave the parts as they are that are not measured")
     calls.add_arguments(parser)
 
 
@@ -72,14 +73,15 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     if args.tensorflow:
         os.environ["BENCH_TENSORFLOW"] = args.tensorflow
-    began, rows, seconds = time.monotonic(), list[Row](), dict[str, float]()
-    about = measure.circumstances()
+    began, rows = time.monotonic(), list[Row]()
+    parts: dict[str, Any] = json.loads(args.json.read_text())["parts"] if args.update and args.json.is_file() else {}
     for name, part in chosen.items():
-        started = time.monotonic()
-        rows += _measured(part, args, given)
-        seconds[name] = round(time.monotonic() - started, 1)
+        about, started = measure.circumstances(), time.monotonic()
+        found = _measured(part, args, given)
+        rows += found
+        parts[name] = about | {"load_after": os.getloadavg(), "seconds": round(time.monotonic() - started, 1), "rows": found}
         if args.json:
-            args.json.write_text(_text(about | {"load_after": os.getloadavg(), "seconds": seconds}, rows))
+            args.json.write_text(_text(parts))
     faults = [f"{row['case']}: {row['peer']}: {row['fault']}" for row in rows if "fault" in row]
     faults += bounds.broken(rows) if args.guard else []
     print(f"{len(rows)} rows in {time.monotonic() - began:.0f} s")
@@ -96,11 +98,14 @@ def _measured(part: Case | Any, args: argparse.Namespace, given: dict[str, Any])
     return measured(args)
 
 
-def _text(about: dict[str, Any], rows: list[Row]) -> str:
-    """The file of a result: a row a line."""
-    head = json.dumps(about, indent=2)[:-2]
-    lines = ",\n".join(f"    {json.dumps(_rounded(row))}" for row in rows)
-    return f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n'
+def _text(parts: dict[str, Any]) -> str:
+    """The file of a result: each part with its circumstances, a row a line, in one order."""
+    found = []
+    for name in sorted(parts, key=list(_PARTS).index):
+        head = json.dumps(parts[name] | {"rows": None}, indent=2).removesuffix("null\n}")
+        lines = ",\n".join(f"  {json.dumps(_rounded(row))}" for row in parts[name]["rows"])
+        found.append(f'"{name}": {head}[\n{lines}\n]}}')
+    return '{"parts": {\n' + ",\n".join(found) + "\n}}\n"
 
 
 def _rounded(value: Any) -> Any:

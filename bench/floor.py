@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(path: Path) -> list[Row]:
     lines = path.read_text()
-    found: list[Row] = [json.loads(line) for line in lines.splitlines()] if path.suffix == ".jsonl" else json.loads(lines)["rows"]
-    return found
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in lines.splitlines()]
+    return [row for part in json.loads(lines)["parts"].values() for row in part["rows"]]
 
 
 def _of_cpu(rows: Sequence[Row], constants: Row) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from .case import Shape
 from .floor import RESULTS, constants_of, floor, microseconds
 from .runner import Row, rate
-from .tables import CPU, result
+from .tables import measured, rows
 
 _GREY = "#8a8a8a"
 _COLOURS = {"fusedrnn": "#e0633a", "floor": _GREY}
@@ -57,11 +57,13 @@ def _colour(peer: str, peers: list[str]) -> str:
 
 
 def _rows(case: str, keep: Callable[[Shape], bool]) -> list[Row]:
-    return [row for row in result(CPU)["rows"] if row["case"] == case and "ratio" in row and keep(row["shape"])]
+    return [row for row in rows(case) if keep(row["shape"])]
 
 
 def _lines(axis: Any, found: list[Row], along: str, value: Callable[[Row, str], float], peers: list[str]) -> None:
     """fusedrnn and each peer along an axis of the shape; for fusedrnn the median over its peers' pairs."""
+    from matplotlib.ticker import LogLocator
+
     places = sorted({row["shape"][along] for row in found})
     ours = [statistics.median(value(row, "fusedrnn") for row in found if row["shape"][along] == place) for place in places]
     axis.plot(places, ours, color=_COLOURS["fusedrnn"], marker="o", linewidth=2.4, label="fusedrnn", zorder=3)
@@ -72,6 +74,8 @@ def _lines(axis: Any, found: list[Row], along: str, value: Callable[[Row, str], 
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(places, [str(place) for place in places])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, place: f"{value:,.6g}")
     axis.minorticks_off()
     axis.grid(color=_GREY, alpha=0.25, linewidth=0.6)
 
@@ -89,21 +93,20 @@ def _legend(figure: Any, axis: Any) -> None:
 def hidden() -> Any:
     """Microseconds a step of an LSTM against its hidden size, for each batch size, with the floor."""
     found = _rows("sequence", lambda shape: shape["cell"] == "lstm" and shape["dtype"] == "float32")
-    constants, peers = constants_of(result(CPU)["rows"]), _peers(found)
-    batches = [
-        rows
-        for rows in sorted({row["shape"]["B"] for row in found})
-        if len({r["shape"]["H"] for r in found if r["shape"]["B"] == rows}) > 1
-    ]
+    constants, peers = constants_of(measured("machine")), _peers(found)
+    sizes = {
+        count: {row["shape"]["H"] for row in found if row["shape"]["B"] == count} for count in sorted({row["shape"]["B"] for row in found})
+    }
+    batches = [count for count, several in sizes.items() if len(several) > 1]
     figure, axes = _figure(len(batches), 3.4)
-    for axis, rows in zip(axes, batches, strict=True):
-        here = [row for row in found if row["shape"]["B"] == rows]
+    for axis, count in zip(axes, batches, strict=True):
+        here = [row for row in found if row["shape"]["B"] == count]
         _lines(axis, here, "H", microseconds, peers)
         if constants is not None:
             bounds = {row["shape"]["H"]: floor("sequence", row["shape"], constants) for row in here}
             points = sorted((size, bound[0]) for size, bound in bounds.items() if bound is not None)
             axis.plot(*zip(*points, strict=True), color=_GREY, linestyle="--", linewidth=1.3, label="floor (a model)")
-        axis.set_title(f"LSTM over a sequence, B = {rows}", fontsize=9)
+        axis.set_title(f"LSTM over a sequence, B = {count}", fontsize=9)
         axis.set_xlabel("hidden size")
     axes[0].set_ylabel("microseconds a step")
     _legend(figure, axes[-1])
@@ -124,8 +127,7 @@ def batch() -> Any:
 
 def steps() -> Any:
     """Milliseconds of a whole decode against the number of steps."""
-    base = result(CPU)["rows"]
-    first = next(row["shape"] for row in base if row["case"] == "growth")
+    first = rows("growth")[0]["shape"]
     found = _rows("growth", lambda shape: all(shape[name] == first[name] for name in ("B", "H", "V")))
     figure, (axis,) = _figure()
     _lines(axis, found, "T", lambda row, who: float(row[f"{who}_median_seconds"]) * 1e3, _peers(found))
@@ -138,7 +140,7 @@ def steps() -> Any:
 
 def timeline() -> Any:
     """When which operators run in one decode."""
-    found = [row for row in result(CPU)["rows"] if row["case"] == "timeline"]
+    found = measured("timeline")
     figure, (axis,) = _figure(height=1.9)
     names = list(dict.fromkeys(name for row in found for name, _, took in row["operators"] if took > 8 and name != "compiled loop"))
     for place, row in enumerate(reversed(found)):

@@ -14,6 +14,7 @@ from .runner import Row, rate
 
 CPU = "cpu2.json"
 _SEQUENCES = ("layer_norm", "custom", "ragged")
+_COMPARED = ("g2p", "sequence", *_SEQUENCES, "decode", "training", "growth")
 _TITLES = {
     "layer_norm": "layer-norm LSTM",
     "custom": "a cell of one's own",
@@ -30,27 +31,34 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
+def measured(*names: str) -> list[Row]:
+    """The rows of some parts."""
+    return [row for name in names for row in result(CPU)["parts"][name]["rows"]]
+
+
 def rows(*names: str) -> list[Row]:
-    """Of some cases, those that were timed."""
-    return [row for row in result(CPU)["rows"] if row["case"] in names and "ratio" in row]
+    """Those that were timed against a peer."""
+    return [row for row in measured(*names) if "ratio" in row]
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Markdown."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [f"| {' | '.join(line)} |".replace("  ", " ") for line in (head, *body)]
+    return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
-def source(name: str) -> str:
-    """The machine, the versions and the command of a result, in a line."""
-    about = result(name)
-    machine, versions = about["machine"], about["versions"]
-    load = " to ".join(f"{loads[0]:.1f}" for loads in (machine["load"], about.get("load_after", machine["load"])))
-    return (
-        f"<sub>{machine['cpu'].strip()}, {machine['cpus']} CPUs, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, "
-        f"load {load}; torch {versions['torch']}; {about['date'][:10]}, commit {about['commit'][:7]}; "
-        f"`{about['command']}`: [{name}](bench/results/{name})</sub>"
-    )
+def source(*names: str) -> str:
+    """The machine, the versions and the command of some parts, in a line; more where they were measured at several times."""
+    lines = {}
+    for name in names:
+        about = result(CPU)["parts"][name]
+        machine, versions = about["machine"], about["versions"]
+        lines[about["command"], about["commit"]] = (
+            f"{machine['cpu'].strip()}, {machine['cpus']} CPUs, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, "
+            f"load {machine['load'][0]:.1f} to {about['load_after'][0]:.1f}; torch {versions['torch']}; {about['date'][:10]}, "
+            f"commit {about['commit'][:7]}; `{about['command']}`"
+        )
+    return f"<sub>{'<br>'.join(lines.values())}: [{CPU}](bench/results/{CPU})</sub>"
 
 
 def spread(row: Row) -> str:
@@ -62,9 +70,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def against(*names: str, keep: Callable[[Row], bool] = lambda row: True) -> str:
+def against(*names: str) -> str:
     """A line for each shape: fusedrnn's rate, then the ratio to each peer."""
-    chosen = [row for row in rows(*names) if keep(row)]
+    chosen = rows(*names)
     peers = list(dict.fromkeys(row["peer"] for row in chosen))
     shapes = list(dict.fromkeys((row["case"], text(row["shape"])) for row in chosen))
     unit = chosen[0]["unit"]
@@ -77,19 +85,10 @@ def against(*names: str, keep: Callable[[Row], bool] = lambda row: True) -> str:
     return table(["", f"fusedrnn {unit}", *peers], body)
 
 
-def g2p() -> str:
-    found = list(rows("g2p"))
-    body = [
-        [row["peer"], text(row["shape"]), number(rate(row, "fusedrnn")), number(rate(row, "peer")), spread(row)]
-        for row in sorted(found, key=lambda row: -row["shape"]["words"])
-    ]
-    return table(["fusedrnn against", "", "fusedrnn words/s", "peer words/s", "ratio"], body)
-
-
 def wins() -> str:
     """Every shape against the fastest peer there, where fusedrnn is not slower."""
     best: dict[tuple[str, str], Row] = {}
-    for row in rows("g2p", "sequence", *_SEQUENCES, "decode", "training"):
+    for row in rows(*_COMPARED):
         key = row["case"], text(row["shape"])
         if row["peer"] != "itself" and (key not in best or row["ratio"] < best[key]["ratio"]):
             best[key] = row
@@ -98,12 +97,13 @@ def wins() -> str:
 
 def losses() -> str:
     """Every shape and peer where fusedrnn is slower."""
-    found = rows("g2p", "sequence", *_SEQUENCES, "decode", "training", "growth")
-    return _outcomes(sorted((row for row in found if row["ratio"] < 1 and row["peer"] != "itself"), key=lambda row: float(row["ratio"])))
+    return _outcomes(
+        sorted((row for row in rows(*_COMPARED) if row["ratio"] < 1 and row["peer"] != "itself"), key=lambda row: float(row["ratio"]))
+    )
 
 
 def _outcomes(found: Sequence[Row]) -> str:
-    constants = constants_of(result(CPU)["rows"])
+    constants = constants_of(measured("machine"))
     body = []
     for row in found:
         bound = None if constants is None else floor(row["case"], row["shape"], constants)
@@ -114,13 +114,13 @@ def _outcomes(found: Sequence[Row]) -> str:
 
 
 def growth() -> str:
-    found = [row for row in result(CPU)["rows"] if row["case"] == "growth" and "exponent" in row]
+    found = [row for row in measured("growth") if "exponent" in row]
     body = [[f"{row['axis']} from {row['values'][0]} to {row['values'][-1]}", row["who"], f"{row['exponent']:.2f}"] for row in found]
     return table(["axis", "", "exponent"], body)
 
 
 def warmup() -> str:
-    found = [row for row in result(CPU)["rows"] if row["case"] == "warmup"]
+    found = measured("warmup")
     body = []
     for who in dict.fromkeys(row["who"] for row in found):
         first, again = ({row["cached"]: row for row in found if row["who"] == who}[cached] for cached in (False, True))
@@ -130,7 +130,7 @@ def warmup() -> str:
 
 
 def memory() -> str:
-    found = [row for row in result(CPU)["rows"] if row["case"] == "memory" and "bytes" in row]
+    found = [row for row in measured("memory") if "bytes" in row]
     ways = list(dict.fromkeys(row["how"] for row in found))
     lengths = list(dict.fromkeys(row["T"] for row in found))
     sizes = {(row["how"], row["T"]): row["bytes"] / 2**20 for row in found}
@@ -139,7 +139,7 @@ def memory() -> str:
 
 
 def calls() -> str:
-    found = [row for row in result(CPU)["rows"] if row["case"] == "calls"]
+    found = measured("calls")
     body = []
     for row in found:
         low, high = row["python_quartiles_us"]
@@ -172,21 +172,21 @@ def kernels() -> str:
 KERNELS = "compile-triton-3.9.0.json"
 
 
-def _timed(make: Callable[..., str], *names: str, **options: Any) -> Callable[[], str]:
-    return lambda: f"{make(*names, **options)}\n\n{source(CPU)}"
+def _timed(make: Callable[..., str], *names: str, parts: Sequence[str] = ()) -> Callable[[], str]:
+    return lambda: f"{make(*names)}\n\n{source(*names, *parts)}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "g2p": _timed(g2p),
+    "g2p": _timed(against, "g2p"),
     "sequence": _timed(against, "sequence"),
     "sequences": _timed(against, *_SEQUENCES),
     "decode": _timed(against, "decode"),
     "training": _timed(against, "training"),
-    "wins": _timed(wins),
-    "losses": _timed(losses),
-    "growth": _timed(growth),
-    "warmup": _timed(warmup),
-    "memory": _timed(memory),
-    "calls": _timed(calls),
+    "wins": _timed(wins, parts=_COMPARED),
+    "losses": _timed(losses, parts=_COMPARED),
+    "growth": _timed(growth, parts=["growth"]),
+    "warmup": _timed(warmup, parts=["warmup"]),
+    "memory": _timed(memory, parts=["memory"]),
+    "calls": _timed(calls, parts=["calls"]),
     "kernels": kernels,
 }

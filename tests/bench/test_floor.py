@@ -56,10 +56,9 @@ def test_what_has_no_floor():
 def test_the_command_prints_bound_and_distance(tmp_path, capsys):
     row = {"case": "sequence", "shape": READS | {"B": 64}, "peer": "nn.LSTM", "unit": "us/step", "count": 8, "ratio": 2.0}
     bound = floor("sequence", row["shape"], CONSTANTS)[0]
+    row |= {"fusedrnn_median_seconds": bound * 16e-6, "peer_median_seconds": bound * 32e-6}
     path = tmp_path / "result.json"
-    path.write_text(
-        json.dumps({"rows": [CONSTANTS, row | {"fusedrnn_median_seconds": bound * 16e-6, "peer_median_seconds": bound * 32e-6}]})
-    )
+    path.write_text(json.dumps({"parts": {"machine": {"rows": [CONSTANTS]}, "sequence": {"rows": [row]}}}))
     assert command.run(argparse.Namespace(results=path, constants=None)) == 0
     line = capsys.readouterr().out.splitlines()[1].split()
     assert line[:7] == ["sequence", "lstm", "H=512", "B=64", "T=8", "float32", f"{bound:,.1f}"]
@@ -68,6 +67,6 @@ def test_the_command_prints_bound_and_distance(tmp_path, capsys):
 
 def test_without_constants_it_says_what_measures_them(tmp_path, capsys):
     path = tmp_path / "result.json"
-    path.write_text('{"rows": []}')
+    path.write_text('{"parts": {"sequence": {"rows": []}}}')
     assert command.run(argparse.Namespace(results=path, constants=None)) == 2
     assert "python -m bench cpu --only machine" in capsys.readouterr().err
