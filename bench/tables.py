@@ -14,7 +14,7 @@ from .runner import Row, rate
 
 CPU = "cpu2.json"
 _SEQUENCES = ("layer_norm", "custom", "ragged")
-_COMPARED = ("g2p", "sequence", *_SEQUENCES, "decode", "training", "growth")
+_COMPARED = ("g2p", "sequence", *_SEQUENCES, "decode", "training")
 _TITLES = {
     "layer_norm": "layer-norm LSTM",
     "custom": "a cell of one's own",
@@ -86,20 +86,29 @@ def against(*names: str) -> str:
 
 
 def wins() -> str:
-    """Every shape against the fastest peer there, where fusedrnn is not slower."""
+    """Every shape where fusedrnn won each pair against the fastest peer there."""
+    return _outcomes([row for row in _fastest() if min(row["ratios"]) >= 1])
+
+
+def ties() -> str:
+    """Every shape where it was not slower than the fastest peer there, but did not win each pair."""
+    return _outcomes([row for row in _fastest() if row["ratio"] >= 1 > min(row["ratios"])])
+
+
+def losses() -> str:
+    """Every shape and peer where fusedrnn is slower."""
+    found = [row for row in rows(*_COMPARED) if row["ratio"] < 1 and row["peer"] != "itself"]
+    return _outcomes(sorted(found, key=lambda row: float(row["ratio"])))
+
+
+def _fastest() -> list[Row]:
+    """Of each shape the row of the peer that fusedrnn's ratio is the least to."""
     best: dict[tuple[str, str], Row] = {}
     for row in rows(*_COMPARED):
         key = row["case"], text(row["shape"])
         if row["peer"] != "itself" and (key not in best or row["ratio"] < best[key]["ratio"]):
             best[key] = row
-    return _outcomes([row for row in best.values() if row["ratio"] >= 1])
-
-
-def losses() -> str:
-    """Every shape and peer where fusedrnn is slower."""
-    return _outcomes(
-        sorted((row for row in rows(*_COMPARED) if row["ratio"] < 1 and row["peer"] != "itself"), key=lambda row: float(row["ratio"]))
-    )
+    return list(best.values())
 
 
 def _outcomes(found: Sequence[Row]) -> str:
@@ -183,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": _timed(against, "decode"),
     "training": _timed(against, "training"),
     "wins": _timed(wins, parts=_COMPARED),
+    "ties": _timed(ties, parts=_COMPARED),
     "losses": _timed(losses, parts=_COMPARED),
     "growth": _timed(growth, parts=["growth"]),
     "warmup": _timed(warmup, parts=["warmup"]),

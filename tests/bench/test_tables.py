@@ -53,9 +53,16 @@ def test_wins_are_against_the_fastest_peer_and_losses_are_all():
     assert tables.wins().splitlines()[2:] == [
         "| sequence | lstm H=8 B=2 T=10 float32 | nn.LSTM | 100 us/step | 120 us/step | 1.20 (1.10 to 1.30) | |"
     ]
+    assert tables.ties().splitlines()[2:] == []
     assert tables.losses().splitlines()[2:] == [
         "| sequence | lstm H=8 B=1 T=10 float32 | JAX | 100 us/step | 80.0 us/step | 0.80 (0.50 to 0.90) | |"
     ]
+
+
+def test_not_every_pair_won_is_neither(monkeypatch):
+    close = [row("sequence", "nn.LSTM", [1.2, 0.9, 1.3], **READS)]
+    monkeypatch.setattr(tables, "result", lambda name: result(sequence=close))
+    assert [len(make().splitlines()) for make in (tables.wins, tables.ties, tables.losses)] == [2, 3, 2]
 
 
 def test_distances_to_the_floor_stand_where_the_machine_has_constants(monkeypatch):
@@ -73,7 +80,7 @@ ONE = "A CPU, 2 CPUs, 1 thread, load 0.5 to 1.5; torch 2.13.0; 2026-11-28, commi
 
 def test_every_figure_has_its_machine_and_command():
     assert tables.source("sequence", "g2p") == f"<sub>{ONE}: [cpu2.json](bench/results/cpu2.json)</sub>"
-    for name in ("sequence", "wins", "losses", "growth"):
+    for name in ("sequence", "wins", "ties", "losses", "growth"):
         assert tables.TABLES[name]().endswith(tables.source("sequence"))
 
 
