@@ -11,6 +11,9 @@ _COMMANDS = {
     "compile": "compile every shipped kernel, with no GPU, and check it",
     "memory": "what a training step keeps, on the CPU: peaks of processes of their own",
     "gpu": "on a GPU: correctness first, then barriers, peers, tests and tables",
+    "floor": "the least that a step can take, beside what it took",
+    "report": "write README's tables from the recorded results, or check them",
+    "plot": "draw the recorded results",
 }
 
 
