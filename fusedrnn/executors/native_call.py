@@ -17,6 +17,7 @@ from .. import memory
 from ..capture.program import Program, Source
 from ..capture.sizes import Size, function_of
 from ..contract import Call, Port, Start
+from ..lowering.pointwise import packed as stored_in
 from ..lowering.source import LoopSource
 from ..optimise.bounds import bounds
 from ..optimise.graph import value
@@ -383,13 +384,12 @@ class Bound:
 
 def packed(library: ctypes.CDLL, weight: torch.Tensor) -> torch.Tensor:
     """A matrix as the products read it."""
-    if weight.dtype in (torch.bfloat16, torch.float16):
-        weight = weight.float()
-    kind = "double" if weight.dtype == torch.float64 else "float"
+    weight = weight.to(stored_in(weight.dtype))
+    name = str(weight.dtype).removeprefix("torch.")
     inner, columns = weight.shape
-    size = getattr(library, f"packed_size_{kind}")
+    size = getattr(library, f"packed_size_{name}")
     size.argtypes, size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
-    pack = getattr(library, f"pack_{kind}")
+    pack = getattr(library, f"pack_{name}")
     pack.argtypes, pack.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p], None
     made = torch.empty(size(inner, columns), dtype=weight.dtype)  # torch's memory is 64-byte aligned
     pack(weight.data_ptr(), *weight.stride(), inner, columns, made.data_ptr())

@@ -34,6 +34,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALVES else dtype
 
 
+def packed(dtype: torch.dtype) -> torch.dtype:
+    """What the weights of products of a dtype are stored in: bfloat16 is widened as it is read."""
+    return dtype if dtype == torch.bfloat16 else wide(dtype)
+
+
 def rounded(expression: str, dtype: torch.dtype) -> str:
     """A float that a half precision can hold."""
     if dtype not in HALVES:

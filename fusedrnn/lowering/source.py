@@ -23,7 +23,7 @@ from .care import compiled_with_care
 from .operators import size_text
 from .phases import Buffer, Phases, write_phases
 from .pipeline import optimised
-from .pointwise import C_TYPES, wide
+from .pointwise import C_TYPES, packed, wide
 from .stages import Stages, stages
 from .values import count
 
@@ -131,7 +131,7 @@ class _Text:
         for node, name in phases.externals.items():
             self.outer_types[name] = f"const {C_TYPES[value(node).dtype]}*"
         for node, name in phases.weights.items():
-            self.outer_types[name] = f"const {C_TYPES[wide(value(node).dtype)]}*"
+            self.outer_types[name] = f"const {C_TYPES[packed(value(node).dtype)]}*"
         carried = []
         for node, buffer in phases.carried.items():
             self.outer_types[f"init_{buffer.name}"] = f"const {buffer.kind}*"
@@ -491,14 +491,14 @@ class _Text:
         return "\n".join([*crew, *lines])
 
     def _pack(self) -> str:
-        kinds = sorted({C_TYPES[wide(value(node).dtype)] for node in self.phases.weights})
         lines = []
-        for kind in kinds:
+        for dtype in sorted({packed(value(node).dtype) for node in self.phases.weights}, key=str):
+            kind, summed, name = C_TYPES[dtype], C_TYPES[wide(dtype)], str(dtype).removeprefix("torch.")
             lines += [
-                f'extern "C" int64_t packed_size_{kind}(int64_t K, int64_t N) {{ return (int64_t)frnn::packed_size<{kind}>(K, N); }}',
-                f'extern "C" void pack_{kind}(',
+                f'extern "C" int64_t packed_size_{name}(int64_t K, int64_t N) {{ return (int64_t)frnn::packed_size<{summed}>(K, N); }}',
+                f'extern "C" void pack_{name}(',
                 f"    const {kind}* w, int64_t row_stride, int64_t column_stride, int64_t K, int64_t N, {kind}* out) {{",
-                f"    frnn::pack<{kind}>(w, row_stride, column_stride, K, N, out);",
+                f"    frnn::pack<{summed}>(w, row_stride, column_stride, K, N, out);",
                 "}",
             ]
         return "\n".join(lines)

@@ -97,7 +97,7 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
         elif all(operand in found.invariant for operand in node.all_input_nodes):
             found.invariant.add(node)
         elif _is_product(node, found, of_rows):
-            left, weight = node.args
+            left, weight = node.args[0], narrow(node.args[1])
             carried = _carried(left, found)
             if left in timed:
                 found.products.append(Product(node, left, weight, None, -1, ahead=True))
@@ -129,6 +129,14 @@ def _is_product(node: Node, found: Stages, of_rows: Callable[[Node], bool]) -> b
     return floating and weight in found.invariant and left not in found.invariant and of_rows(left)  # type: ignore[arg-type]
 
 
+def narrow(weight: Node) -> Node:
+    """The bfloat16 that a weight was widened from, as products widen it themselves."""
+    if weight.target != aten._to_copy.default or value(weight).dtype != torch.float32:
+        return weight
+    source = weight.args[0]
+    return source if isinstance(source, Node) and value(source).dtype == torch.bfloat16 else weight
+
+
 def _carried(node: Node, found: Stages) -> Node | None:
     """The carried leaf that holds the elements of a node in their order."""
     node = in_order(node)
@@ -158,7 +166,7 @@ def _before(graph: Graph, found: Stages) -> list[Node]:
             elif isinstance(value(node), torch.Tensor):
                 needed[node] = None
 
-    only_weights = {product.node: product.weight for product in found.products}
+    only_weights = {product.node: product.node.args[1] for product in found.products}
     for node in graph.nodes:
         if node in found.invariant:
             continue

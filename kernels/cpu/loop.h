@@ -41,13 +41,13 @@ struct Crew {
 };
 
 // C = A @ W, the columns shared among a crew.
-template <class S>
-void crew_product(Crew& crew, const S* a, int64_t M, const S* packed, int64_t K, int64_t N, S* c) {
+template <class S, class P>
+void crew_product(Crew& crew, const S* a, int64_t M, const P* packed, int64_t K, int64_t N, S* c) {
     if (M == 0) return;
     const int64_t panels = (N + panel<S> - 1) / panel<S>;
     const auto part = [&](int index, int of) {
         const int64_t begin = panels * index / of * panel<S>, end = panels * (index + 1) / of * panel<S>;
-        if (begin < end) product<S>(a, K, M, packed, K, N, begin, end < N ? end : N, nullptr, c, N, false);
+        if (begin < end) product<S, P>(a, K, M, packed, K, N, begin, end < N ? end : N, nullptr, c, N, false);
     };
     if (panels < 2 * crew.count || M * K * N < 262144)  // below about 20 us a second thread is not worth waiting for
         part(0, 1);

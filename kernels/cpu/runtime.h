@@ -14,11 +14,20 @@
 
 namespace frnn {
 
+// 16-bit storage; what computes with it is below.
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
 // ---------------------------------------------------------------------------------------------------------------------------
 // Products
 //
 // C = A @ W, A row-major [M, K] with few rows, W [K, N] packed once and used at every step. W is cut into panels of
-// `panel<S>` columns; a panel stores its columns row by row, so that a kernel reads it from end to end.
+// `panel<S>` columns; a panel stores its columns row by row, so that a kernel reads it from end to end. S is what is summed
+// in, P what W is stored in: S, or bf16 where S is float, which halves the bytes that a product with few rows waits for.
 //
 // The bits of an element depend on its row of A, its column of W and nothing else: one accumulator runs over k upwards (one
 // fma a step), then comes the bias, then the old C. How many rows or panels a kernel takes at once does not enter, nor does
@@ -63,14 +72,36 @@ constexpr size_t packed_size(int64_t K, int64_t N) {
     return size_t((N + panel<S> - 1) / panel<S> * panel_stride<S>(K));
 }
 
+// Where column j of a panel stands in a row of it. In bf16 the two vectors of a row are interleaved: a shift and a mask of one
+// load widen them.
+template <class S, class P>
+constexpr int64_t in_panel(int64_t j) {
+    return sizeof(P) == sizeof(S) ? j : j < Lanes<S>::count ? 2 * j : 2 * (j - Lanes<S>::count) + 1;
+}
+
 // Packs W, whose element (k, n) is w[k * row_stride + n * col_stride], into `out`, packed_size(K, N) elements, 64-byte
 // aligned. The last panel is filled up with zeros.
-template <class S>
-__attribute__((noinline)) void pack(const S* w, int64_t row_stride, int64_t col_stride, int64_t K, int64_t N, S* out) {
+template <class S, class P>
+__attribute__((noinline)) void pack(const P* w, int64_t row_stride, int64_t col_stride, int64_t K, int64_t N, P* out) {
     for (int64_t n = 0; n < N; n += panel<S>, out += panel_stride<S>(K))
         for (int64_t k = 0; k < panel_stride<S>(K) / panel<S>; ++k)
             for (int64_t j = 0; j < panel<S>; ++j)
-                out[k * panel<S> + j] = k < K && n + j < N ? w[k * row_stride + (n + j) * col_stride] : S(0);
+                out[k * panel<S> + in_panel<S, P>(j)] = k < K && n + j < N ? w[k * row_stride + (n + j) * col_stride] : P{};
+}
+
+// A row of a panel, as two vectors.
+template <class S>
+FRNN_INLINE void widen(const S* packed, typename Lanes<S>::V& low, typename Lanes<S>::V& high) {
+    typedef typename Lanes<S>::V V;
+    low = *(const V*)packed;
+    high = *(const V*)(packed + Lanes<S>::count);
+}
+template <class S>
+FRNN_INLINE void widen(const bf16* packed, typename Lanes<S>::V& low, typename Lanes<S>::V& high) {
+    typedef uint32_t U __attribute__((vector_size(vector_bytes), may_alias));
+    const U both = *(const U*)packed;
+    low = (typename Lanes<S>::V)(both << 16);
+    high = (typename Lanes<S>::V)(both & 0xffff0000u);
 }
 
 // First column of part `index` of `parts` of about equal size, on a panel's edge; N for index == parts.
@@ -92,19 +123,20 @@ FRNN_INLINE void hold(V& v) {
 #endif
 }
 
-// R rows of A times P neighbouring panels, into out [R, P * panel<S>]: R * P * 2 accumulators.
-template <class S, int R, int P>
-__attribute__((noinline)) void tile(const S* const* rows, const S* packed, int64_t K, S* out) {
+// R rows of A times some neighbouring panels, into out [R, panels * panel<S>]: R * panels * 2 accumulators.
+template <class S, class P, int R, int panels>
+__attribute__((noinline)) void tile(const S* const* rows, const P* packed, int64_t K, S* out) {
     typedef typename Lanes<S>::V V;
-    constexpr int W = 2 * P, L = Lanes<S>::count;
+    constexpr int W = 2 * panels;
     const S* a[R];
     for (int r = 0; r < R; ++r) a[r] = rows[r];
     V sum[R][W] = {};
     for (int64_t k = 0; k < K; ++k, packed += panel<S>) {
-        if (P == 1) {  // two vectors of W stay, elements of A pass
+        if (panels == 1) {  // two vectors of W stay, elements of A pass
             __builtin_prefetch(packed + 8 * panel<S>);
-            V b[W];
-            for (int j = 0; j < W; ++j) hold(b[j] = *(const V*)(packed + j * L));
+            V b[2];
+            widen<S>(packed, b[0], b[1]);
+            for (int j = 0; j < W; ++j) hold(b[j]);
             for (int r = 0; r < R; ++r)
                 for (int j = 0; j < W; ++j) sum[r][j] += a[r][k] * b[j];
         } else {  // R elements of A stay, vectors of W pass
@@ -113,10 +145,13 @@ __attribute__((noinline)) void tile(const S* const* rows, const S* packed, int64
                 x[r] = a[r][k] - V{};  // the way to write a broadcast: s - 0 is s, for every s
                 hold(x[r]);
             }
-            for (int j = 0; j < W; ++j) {
-                V b = *(const V*)(packed + (j / 2) * panel_stride<S>(K) + (j % 2) * L);
-                if (R > 1) hold(b);
-                for (int r = 0; r < R; ++r) sum[r][j] += x[r] * b;
+            for (int p = 0; p < panels; ++p) {
+                V b[2];
+                widen<S>(packed + p * panel_stride<S>(K), b[0], b[1]);
+                for (int j = 0; j < 2; ++j) {
+                    if (R > 1) hold(b[j]);
+                    for (int r = 0; r < R; ++r) sum[r][2 * p + j] += x[r] * b[j];
+                }
             }
         }
     }
@@ -128,21 +163,21 @@ __attribute__((noinline)) void tile(const S* const* rows, const S* packed, int64
 // busy.
 constexpr int most_panels(int rows) { return rows == 1 ? 6 : rows == 2 ? 3 : rows == 3 ? 2 : 1; }
 
-template <class S>
-using Tile = void (*)(const S* const*, const S*, int64_t, S*);
+template <class S, class P>
+using Tile = void (*)(const S* const*, const P*, int64_t, S*);
 
-template <class S>
+template <class S, class P>
 struct Tiles {
-    static constexpr Tile<S> one[6] = {tile<S, 1, 1>, tile<S, 1, 2>, tile<S, 1, 3>, tile<S, 1, 4>, tile<S, 1, 5>, tile<S, 1, 6>};
-    static constexpr Tile<S> two[3] = {tile<S, 2, 1>, tile<S, 2, 2>, tile<S, 2, 3>};
-    static constexpr Tile<S> three[2] = {tile<S, 3, 1>, tile<S, 3, 2>};
-    static constexpr Tile<S> more[] = {tile<S, 4, 1>, tile<S, 5, 1>, tile<S, 6, 1>,
+    static constexpr Tile<S, P> one[6] = {tile<S, P, 1, 1>, tile<S, P, 1, 2>, tile<S, P, 1, 3>, tile<S, P, 1, 4>, tile<S, P, 1, 5>, tile<S, P, 1, 6>};
+    static constexpr Tile<S, P> two[3] = {tile<S, P, 2, 1>, tile<S, P, 2, 2>, tile<S, P, 2, 3>};
+    static constexpr Tile<S, P> three[2] = {tile<S, P, 3, 1>, tile<S, P, 3, 2>};
+    static constexpr Tile<S, P> more[] = {tile<S, P, 4, 1>, tile<S, P, 5, 1>, tile<S, P, 6, 1>,
 #if defined(__AVX512F__) || defined(__aarch64__)
-                                       tile<S, 7, 1>, tile<S, 8, 1>
+                                       tile<S, P, 7, 1>, tile<S, P, 8, 1>
 #endif
     };
 
-    static Tile<S> find(int rows, int64_t panels) {
+    static Tile<S, P> find(int rows, int64_t panels) {
         return rows == 1 ? one[panels - 1] : rows == 2 ? two[panels - 1] : rows == 3 ? three[panels - 1] : more[rows - 4];
     }
 };
@@ -153,8 +188,8 @@ struct Tiles {
 //   n_begin   a multiple of panel<S>; `split` finds such edges
 //   bias      [N], or null for none
 //   c         row i of C is c + i * ldc
-template <class S>
-__attribute__((noinline)) void product(const S* a, int64_t lda, int64_t M, const S* packed, int64_t K, int64_t N, int64_t n_begin,
+template <class S, class P>
+__attribute__((noinline)) void product(const S* a, int64_t lda, int64_t M, const P* packed, int64_t K, int64_t N, int64_t n_begin,
                                        int64_t n_end, const S* bias, S* c, int64_t ldc, bool accumulate,
                                        const int64_t* rows = nullptr) {
     if (n_end > N) n_end = N;
@@ -173,7 +208,7 @@ __attribute__((noinline)) void product(const S* a, int64_t lda, int64_t M, const
             for (int r = 0; r < height; ++r) from[r] = a + (rows ? rows[first + r] : first + r) * lda;
             for (int64_t n = n_begin + panels * g / groups * panel<S>, width; n < end; n += width) {
                 width = (end - n) / panel<S> < most_panels(height) ? end - n : most_panels(height) * panel<S>;
-                Tiles<S>::find(height, width / panel<S>)(from, packed + n / panel<S> * panel_stride<S>(K), K, sums);
+                Tiles<S, P>::find(height, width / panel<S>)(from, packed + n / panel<S> * panel_stride<S>(K), K, sums);
                 const int64_t columns = n + width < n_end ? width : n_end - n;
                 for (int r = 0; r < height; ++r) {
                     const S* sum = sums + r * width;
@@ -456,13 +491,6 @@ FRNN_INLINE double pow(double x, double y) { return __builtin_pow(x, y); }
 
 // ---------------------------------------------------------------------------------------------------------------------------
 // 16-bit storage: rounding to nearest, ties to even; NaN stays NaN. In integers, which vectorise on every machine.
-
-struct bf16 {
-    uint16_t bits;
-};
-struct f16 {
-    uint16_t bits;
-};
 
 FRNN_INLINE float to_float(bf16 x) { return from_bits(uint32_t(x.bits) << 16); }
 FRNN_INLINE bf16 to_bf16(float x) {

@@ -44,6 +44,11 @@ void plain_{t}(const {t}* a, int64_t ar, int64_t ac, const {t}* b, int64_t br, i
     )
     + """
 extern "C" {
+void pack_bf16(const bf16* w, int64_t rs, int64_t cs, int64_t K, int64_t N, bf16* out) { pack<float>(w, rs, cs, K, N, out); }
+void product_bf16(const float* a, int64_t lda, int64_t M, const bf16* w, int64_t K, int64_t N, int64_t n0, int64_t n1, const float* bias,
+                  float* c, int64_t ldc, int accumulate, const int64_t* rows) {
+    product<float>(a, lda, M, w, K, N, n0, n1, bias, c, ldc, accumulate, rows);
+}
 void from_bf16(const bf16* x, float* y, int64_t n) { for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]); }
 void from_f16(const f16* x, float* y, int64_t n) { for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]); }
 void as_bf16(const float* x, bf16* y, int64_t n) { for (int64_t i = 0; i < n; ++i) y[i] = to_bf16(x[i]); }
@@ -96,8 +101,8 @@ def i64(*values):
 
 def packed(lib, w, t):
     K, N = w.shape
-    size = getattr(lib, f"packed_size_{t}")(*i64(K, N))
-    buffer = np.full(size + 64, np.nan, w.dtype)
+    size = getattr(lib, f"packed_size_{'float' if t == 'bf16' else t}")(*i64(K, N))
+    buffer = np.full(size + 64, 0x7FC0 if t == "bf16" else np.nan, w.dtype)  # NaN
     out = buffer[(-buffer.ctypes.data % 64) // w.itemsize :][:size]
     getattr(lib, f"pack_{t}")(ptr(w), *i64(w.strides[0] // w.itemsize, w.strides[1] // w.itemsize, K, N), ptr(out))
     return out
@@ -134,6 +139,20 @@ def test_product(lib, t, M, K, N):
 def test_transposed_weight_packs_the_same(lib, t):
     w = np.random.default_rng(0).standard_normal((37, 50)).astype(TYPES[t])
     np.testing.assert_array_equal(packed(lib, w, t), packed(lib, np.asfortranarray(w), t))
+
+
+@pytest.mark.parametrize(("K", "N"), [(1, 1), (7, 40), (33, 17), (100, 203)])
+@pytest.mark.parametrize("M", [1, 2, 3, 5, 8, 17])
+def test_bfloat16_weights_give_the_bits_of_their_float32(lib, M, K, N):
+    rng = np.random.default_rng(M * 1000 + K + N)
+    a, bias = (rng.standard_normal(s).astype(np.float32) for s in ((M, K), (N,)))
+    narrow = torch.from_numpy(rng.standard_normal((K, N))).bfloat16()
+    narrow.flatten()[::5] *= 1e-40  # denormals
+    narrow[0, 0] = torch.inf
+    want = product(lib, a, packed(lib, narrow.float().numpy(), "float"), K, N, "float", bias)
+    weights = narrow.view(torch.int16).numpy().view(np.uint16)
+    for stored in (weights, np.asfortranarray(weights)):
+        np.testing.assert_array_equal(product(lib, a, packed(lib, stored, "bf16"), K, N, "bf16", bias), want)
 
 
 @pytest.mark.parametrize("t", TYPES)

@@ -50,3 +50,17 @@ def test_nested_choices_are_compiled_with_care():
             return chosen, chosen + inputs.sum(1, keepdim=True)
 
     assert source_of(Cell(), torch.zeros(B, H)).startswith(FLAGS_LINE)
+
+
+def test_bfloat16_weights_are_read_as_they_are():
+    """Half of the bytes; the products add up in float32 all the same."""
+    x = torch.zeros(6, B, D, dtype=torch.bfloat16)
+    zeros = torch.zeros(B, H, dtype=torch.bfloat16)
+
+    def loop_fn(time, output, old, loop_state):
+        return time >= 6, x[time], (zeros, zeros) if output is None else old, output, None
+
+    program = program_of(torch.nn.LSTMCell(D, H).bfloat16(), loop_fn)
+    text = loop_source(program, program.batch).text
+    assert re.findall(r"const (\S+)\* w\d+;", text) == ["frnn::bf16", "frnn::bf16"]
+    assert text.count("frnn::crew_product<float>(") == 2
