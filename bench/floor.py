@@ -104,7 +104,7 @@ def floor(case: str, shape: Shape, constants: Row) -> tuple[float, str] | None:
     if case == "training" or cell not in _GATES:
         return None
     layers, hidden, words, dtype = shape.get("layers", 1), shape["H"], shape.get("V", 0), shape.get("dtype", "float32")
-    size = 2 if dtype == "bfloat16" else 4
+    size = 4 if dtype == "float32" else 2
     rows = shape["B"] * ((shape["T"] + 1) / 2 / shape["T"] if case == "ragged" else 1)  # the unfinished ones, on average
     recurrent = layers * _GATES[cell] * hidden * hidden
     inputs = (layers - 1 if words else layers) * _GATES[cell] * hidden * hidden  # with an embedding they are rows of a table

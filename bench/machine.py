@@ -26,7 +26,7 @@ def measure(args: Any) -> list[Row]:
         "case": "machine",
         "bytes_per_us": {str(size): round(_read(size)) for size in sets},
         "sigmoids_per_us": round(_sigmoids()),
-        "multiply_adds_per_us": {name: round(_products(getattr(torch, name))) for name in ("float32", "bfloat16")},
+        "multiply_adds_per_us": {name: round(_products(getattr(torch, name))) for name in ("float32", "bfloat16", "float16")},
     }
     print("what this machine can do, at best of many runs:")
     for size, rate in found["bytes_per_us"].items():

@@ -92,7 +92,7 @@ def _legend(figure: Any, axis: Any) -> None:
 
 def hidden() -> Any:
     """Microseconds a step of an LSTM against its hidden size, for each batch size, with the floor."""
-    found = _rows("sequence", lambda shape: shape["cell"] == "lstm" and shape["dtype"] == "float32")
+    found = _rows("sequence", lambda shape: (shape["cell"], shape["dtype"], shape["T"]) == ("lstm", "float32", 128))
     constants, peers = constants_of(measured("machine")), _peers(found)
     sizes = {
         count: {row["shape"]["H"] for row in found if row["shape"]["B"] == count} for count in sorted({row["shape"]["B"] for row in found})

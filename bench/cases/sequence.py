@@ -19,14 +19,17 @@ def _differ(work: Reads, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -
     return within(1e-4 if work.x.dtype == torch.float32 else 0.05)(work, ours, theirs)
 
 
-_ALL = {"cell": ["lstm"], "H": [128, 256, 512, 1024], "B": [1, 32], "T": [128], "dtype": ["float32"]}
+_ALL = {"cell": ["lstm"], "H": [128, 256, 512, 1024], "B": [1, 8, 32], "T": [128], "dtype": ["float32"]}
 
 CASE = Case(
     name="sequence",
     about="an LSTM or GRU over sequences, inputs as wide as the state",
     unit="us/step",
-    axes=(_ALL, _ALL | {"B": [8], "H": [512]}, _ALL | {"cell": ["gru"], "H": [512]}, _ALL | {"H": [512], "dtype": ["bfloat16"]}),
-    quick=(_ALL | {"H": [256], "T": [64]}, _ALL | {"cell": ["gru"], "H": [256], "B": [1], "T": [64]}),
+    axes=(
+        _ALL, _ALL | {"H": [256], "B": [8], "T": [16, 1024]}, _ALL | {"cell": ["gru"], "H": [128, 512]},
+        _ALL | {"H": [512], "dtype": ["bfloat16", "float16"]},
+    ),
+    quick=(_ALL | {"H": [256], "B": [1, 32], "T": [64]}, _ALL | {"cell": ["gru"], "H": [256], "B": [1], "T": [64]}),
     make=_made,
     peers={
         "nn.LSTM / nn.GRU": Peer(eager.layer),
@@ -37,4 +40,4 @@ CASE = Case(
         "onnxruntime": Peer(onnx_models.layer, _float32),
     },
     differ=_differ,
-)
+)  # fmt: skip

@@ -74,7 +74,7 @@ def _is_lstm(shape: Shape) -> bool:
     return bool(shape["cell"] == "lstm")
 
 
-_ALL = {"cell": ["lstm", "layer norm lstm"], "H": [512], "B": [32], "T": [128]}
+_ALL = {"cell": ["lstm", "layer norm lstm"], "H": [128, 512], "B": [1, 8, 32], "T": [128]}
 
 CASE = Case(
     name="training",

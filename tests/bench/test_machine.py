@@ -11,7 +11,7 @@ def test_constants(monkeypatch):
     monkeypatch.setattr(machine, "best", lambda work, seconds=0.4: (work(), 2.0)[1])  # every call takes two microseconds
     (found,) = machine.measure(SimpleNamespace(quick=True))
     assert found["case"] == "machine"
-    assert found["multiply_adds_per_us"] == {"float32": 1024**3 / 2, "bfloat16": 1024**3 / 2}
+    assert found["multiply_adds_per_us"] == dict.fromkeys(("float32", "bfloat16", "float16"), 1024**3 / 2)
     assert found["sigmoids_per_us"] == 32 * 1024
     assert found["bytes_per_us"]["256"] == 128 * 2**20
     assert found["bytes_per_us"]["0.25"] == 2**20 / 4 * 16 / 2  # sixteen times a call
