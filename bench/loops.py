@@ -199,12 +199,13 @@ class Greedy:
         """What is wrong between two decodes ``[T, B]``: where they part, both tokens must be as good, to the rounding of a product."""
         if tokens.shape != others.shape:
             return f"tokens have shape {list(tokens.shape)}, the peer's {list(others.shape)}"
+        allowed = 1e-4 if self.project.weight.dtype == torch.float32 else 2**-6
         differing = (tokens != others).any(0).nonzero().flatten().tolist()
         for row in differing:
             step = int((tokens[:, row] != others[:, row]).nonzero()[0])
             logits = self.row(row).logits(tokens[: step + 1, row : row + 1])[-1, 0]
             one, other = logits[tokens[step, row]].item(), logits[others[step, row]].item()
-            if abs(one - other) > 1e-4 * max(1.0, abs(one)):
+            if abs(one - other) > allowed * max(1.0, abs(one)):
                 return f"row {row} has token {int(tokens[step, row])} at step {step}, the peer {int(others[step, row])}"
         return None
 

@@ -115,7 +115,7 @@ def hidden() -> Any:
 
 def batch() -> Any:
     """Tokens a second of a greedy decode against the batch size."""
-    found = _rows("decode", lambda shape: (shape["layers"], shape["H"], shape["V"]) == (1, 512, 1000))
+    found = _rows("decode", lambda shape: (shape["layers"], shape["H"], shape["V"], shape["dtype"]) == (1, 512, 1000, "float32"))
     figure, (axis,) = _figure()
     _lines(axis, found, "B", rate, _peers(found))
     axis.set_title("greedy decoding, LSTM H = 512, V = 1,000", fontsize=9)

@@ -8,7 +8,7 @@ from ..peers import eager, inductor, jax_loops, onnx_models
 
 
 def _made(shape: Shape) -> Greedy:
-    return Greedy.made("lstm", shape["H"], shape["V"], shape["B"], shape["T"], torch.float32, shape["layers"])
+    return Greedy.made("lstm", shape["H"], shape["V"], shape["B"], shape["T"], getattr(torch, shape["dtype"]), shape["layers"])
 
 
 def _differ(work: Greedy, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> str | None:
@@ -19,17 +19,22 @@ def _one_layer(shape: Shape) -> bool:
     return bool(shape["layers"] == 1)
 
 
-_ALL = {"layers": [1], "H": [512], "V": [1000], "B": [1, 32], "T": [32]}
+def _float32(shape: Shape) -> bool:
+    return bool(shape["dtype"] == "float32")
+
+
+_ALL = {"layers": [1], "H": [512], "V": [1000], "B": [1, 32], "T": [32], "dtype": ["float32"]}
 
 CASE = Case(
     name="decode",
-    about="greedy decoding with an LSTM, float32",
+    about="greedy decoding with an LSTM",
     unit="tokens/s",
     axes=(
         _ALL | {"B": [1, 8, 32, 128]},
         _ALL | {"V": [8000, 32000]},
         _ALL | {"H": [1024], "V": [8000]},
         _ALL | {"layers": [2], "V": [8000]},
+        _ALL | {"V": [32000], "dtype": ["bfloat16"]},
     ),
     quick=(_ALL | {"H": [256], "B": [1, 16]},),
     make=_made,
@@ -37,8 +42,8 @@ CASE = Case(
         "eager loop": Peer(eager.greedy_loop),
         "torch.compile of the step": Peer(eager.greedy_compiled_step, _one_layer),
         "torch.compile of while_loop": Peer(inductor.greedy, _one_layer),
-        "JAX while_loop": Peer(jax_loops.greedy),
-        "onnxruntime Loop": Peer(onnx_models.greedy),
+        "JAX while_loop": Peer(jax_loops.greedy, _float32),
+        "onnxruntime Loop": Peer(onnx_models.greedy, _float32),
     },
     differ=_differ,
 )

@@ -71,7 +71,7 @@ def test_the_guard_fails_the_command(asked, monkeypatch):
 
 def test_an_axis_that_no_case_has_is_refused(asked, capsys):
     assert asked("--only", "decode", "--set", "rows=3")[0] == 2
-    assert "no case that is asked for has an axis rows; they have B, H, T, V, layers" in capsys.readouterr().err
+    assert "no case that is asked for has an axis rows; they have B, H, T, V, dtype, layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["H", "H=", "=3"])
