@@ -1,4 +1,5 @@
-"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile."""
+"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile. All in inference mode, as torch advises:
+layers in training mode, and loops that only do without gradients, take longer."""
 
 from __future__ import annotations
 
@@ -14,17 +15,18 @@ from ..loops import Greedy, Reads, stepped
 def layer(reads: Reads) -> Run:
     """nn.LSTM or nn.GRU; over sequences of their own lengths, packed."""
     kind: Any = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU}[type(reads.cell)]
-    module = kind(reads.cell.input_size, reads.cell.hidden_size).to(reads.x.dtype)
+    module = kind(reads.cell.input_size, reads.cell.hidden_size).to(reads.x.dtype).eval()
     module.load_state_dict({f"{name}_l0": value for name, value in reads.cell.state_dict().items()})
-    if reads.lengths is None:
-        return Run(lambda: module(reads.x)[0], lambda: [module(reads.x)[0]])
 
-    def packed() -> torch.Tensor:
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        if reads.lengths is None:
+            return module(reads.x)[0]  # type: ignore[no-any-return]
         sequence = nn.utils.rnn.pack_padded_sequence(reads.x, reads.lengths, enforce_sorted=False)
         found, _ = nn.utils.rnn.pad_packed_sequence(module(sequence)[0], total_length=len(reads.x))
         return found
 
-    return Run(packed, lambda: [packed()])
+    return Run(run, lambda: [run()])
 
 
 def loop(reads: Reads) -> Run:
@@ -40,6 +42,7 @@ def compiled_step(reads: Reads) -> Run:
 def _looped(reads: Reads, step: Any) -> Run:
     lengths = None if reads.lengths is None else reads.lengths[:, None]
 
+    @torch.inference_mode()
     def run() -> torch.Tensor:
         state, outputs = reads.state, []
         for time, x in enumerate(reads.x):
@@ -76,6 +79,7 @@ def _greedy_step(greedy: Greedy) -> Any:
 
 
 def _decoded(greedy: Greedy, step: Any) -> Run:
+    @torch.inference_mode()
     def run() -> torch.Tensor:
         token, state = torch.full((greedy.rows,), greedy.start), greedy.state
         done, tokens = torch.zeros(greedy.rows, dtype=torch.bool), []

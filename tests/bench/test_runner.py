@@ -1,5 +1,7 @@
 """Cases, run: rows, faults, peers that are missing, and fitted powers."""
 
+import dataclasses
+
 import pytest
 
 from bench import runner
@@ -41,6 +43,32 @@ def test_a_missing_peer_is_told_once_and_the_others_run(capsys):
     rows = runner.run(case(other=Peer(missing), itself=Peer(lambda work: work.fused())), 3)
     assert [row["peer"] for row in rows] == ["itself", "itself"]
     assert capsys.readouterr().out.count("other is left out: no module named other; pip install other") == 1
+
+
+def failing(work):
+    raise RuntimeError("no such operator\nand more")
+
+
+def test_a_peer_that_fails_is_told_once_and_the_others_run(capsys):
+    rows = runner.run(case(other=Peer(failing), late=Peer(lambda work: Run(failing_call)), itself=Peer(lambda work: work.fused())), 3)
+    assert [row["peer"] for row in rows] == ["itself", "itself"]
+    out = capsys.readouterr().out
+    assert out.count("other is left out: it fails: RuntimeError: no such operator\n") == 1
+    assert out.count("late is left out: it fails: RuntimeError: late\n") == 1
+
+
+def failing_call():
+    raise RuntimeError("late")
+
+
+def test_work_that_lacks_a_package_is_told_and_fits_nothing(capsys):
+    lacking = dataclasses.replace(case(itself=Peer(lambda work: work.fused())), make=missing, fit=("T",))
+    assert runner.run(lacking, 3) == []
+    assert capsys.readouterr().out.count("sum is left out: no module named other; pip install other") == 1
+
+
+def test_without_a_peer_that_is_asked_nothing_is_fitted():
+    assert runner.run(dataclasses.replace(case(itself=Peer(lambda work: work.fused())), fit=("T",)), 3, only="nobody") == []
 
 
 def test_peers_are_asked_where_they_are_declared():
