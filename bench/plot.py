@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .case import Shape
-from .floor import RESULTS, constants_of, floor, microseconds
+from .floor import RESULTS, floor, microseconds
 from .runner import Row, rate
-from .tables import measured, rows
+from .tables import CPU, measured, reading, rows
+from .tables import constants as constants_of_machine
 
 _GREY = "#8a8a8a"
 _COLOURS = {"fusedrnn": "#e0633a", "floor": _GREY}
@@ -23,7 +24,8 @@ _EAGER = "eager loop"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--only", nargs="+", choices=list(PLOTS), default=list(PLOTS), metavar="PLOT", help=f"some of {', '.join(PLOTS)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where NAME.png is written (default: bench/results)")
+    parser.add_argument("--results", type=Path, default=CPU, metavar="FILE", help="what bench cpu --json wrote (default: what is recorded)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where NAME.png is written (default: bench/results, or where FILE is)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,10 +38,15 @@ def run(args: argparse.Namespace) -> int:
     mpl.use("Agg")
     parts = {"text.color": _GREY, "axes.edgecolor": _GREY, "axes.labelcolor": _GREY, "xtick.color": _GREY, "ytick.color": _GREY}
     sizes = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "fusedrnn"}
-    with mpl.rc_context({**parts, **sizes}):
+    folder = args.out or args.results.parent
+    with mpl.rc_context({**parts, **sizes}), reading(args.results):
         for name in args.only:
-            figure = PLOTS[name]()
-            path = args.out / f"{name}.png"
+            try:
+                figure = PLOTS[name]()
+            except LookupError as error:
+                print(f"{name} is left out: {error}")
+                continue
+            path = folder / f"{name}.png"
             figure.savefig(path, dpi=110, transparent=True, bbox_inches="tight", metadata={"Software": None})
             print(f"{path}: {path.stat().st_size // 1024} KiB")
     return 0
@@ -93,7 +100,7 @@ def _legend(figure: Any, axis: Any) -> None:
 def hidden() -> Any:
     """Microseconds a step of an LSTM against its hidden size, for each batch size, with the floor."""
     found = _rows("sequence", lambda shape: shape["cell"] == "lstm" and shape["dtype"] == "float32")
-    constants, peers = constants_of(measured("machine")), _peers(found)
+    constants, peers = constants_of_machine(), _peers(found)
     sizes = {
         count: {row["shape"]["H"] for row in found if row["shape"]["B"] == count} for count in sorted({row["shape"]["B"] for row in found})
     }

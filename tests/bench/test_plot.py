@@ -13,7 +13,7 @@ from bench.report import _README
 def test_every_plot_is_drawn_transparent_and_stands_in_readme(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=tmp_path)) == 0
+    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=tmp_path, results=plot.CPU)) == 0
     for name in plot.PLOTS:
         path = tmp_path / f"{name}.png"
         assert path.stat().st_size < 120_000
@@ -27,5 +27,16 @@ def test_every_plot_is_drawn_transparent_and_stands_in_readme(tmp_path):
 
 def test_without_matplotlib_the_command_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert plot.run(argparse.Namespace(only=["batch"], out=tmp_path)) == 2
+    assert plot.run(argparse.Namespace(only=["batch"], out=tmp_path, results=plot.CPU)) == 2
     assert "pip install 'fusedrnn[bench]'" in capsys.readouterr().err
+
+
+def test_what_a_result_has_not_is_told(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "result.json"
+    path.write_text('{"parts": {"calls": {"rows": []}}}')
+    assert plot.run(argparse.Namespace(only=["batch", "timeline"], out=None, results=path)) == 0
+    said = capsys.readouterr().out
+    assert "batch is left out: " in said
+    assert "timeline is left out: " in said
+    assert list(tmp_path.iterdir()) == [path]
