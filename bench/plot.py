@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .case import Shape
-from .floor import RESULTS, floor, microseconds
+from .floor import floor, microseconds
 from .runner import Row, rate
 from .tables import CPU, measured, reading, rows
 from .tables import constants as constants_of_machine

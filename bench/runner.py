@@ -46,7 +46,9 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
                 theirs = peer.make(work)
                 results = theirs.results()
             except Exception as error:  # each has errors of its own; one that fails does not take the others with it
-                said = str(error) if isinstance(error, Missing) else f"it fails: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                said = (
+                    str(error) if isinstance(error, Missing) else f"it fails: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                )
                 if f"{name}: {said}" not in missing:
                     missing.add(f"{name}: {said}")
                     print(f"  {name} is left out: {said[:300]}", flush=True)

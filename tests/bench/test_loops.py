@@ -43,7 +43,9 @@ def test_decodes_may_part_where_two_tokens_are_as_good():
     assert greedy.disagreement(tokens, tokens[:2]) == "tokens have shape [4, 2], the peer's [2, 2]"
 
 
-@pytest.mark.parametrize("made", [lambda: Reads.made("lstm", 4, 2, 3, torch.float32), lambda: Greedy.made("gru", 4, 9, 2, 3, torch.float32)])
+@pytest.mark.parametrize(
+    "made", [lambda: Reads.made("lstm", 4, 2, 3, torch.float32), lambda: Greedy.made("gru", 4, 9, 2, 3, torch.float32)]
+)
 def test_inputs_count_as_new_in_every_call(made):
     with torch.no_grad():
         work = made()
