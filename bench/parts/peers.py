@@ -2,7 +2,8 @@
 torch.compile of the step and of `while_loop`, an eager loop.
 
 A case is one peer at one shape, so that one that crashes or compiles for minutes costs nobody else's row. Each is left out, with a line
-that says why, where it is not installed or cannot run. No GPU has run any of this; FlashRNN's layouts were checked with its "vanilla" backend.
+that says why, where it is not installed or cannot run. No GPU has run any of this;
+FlashRNN's layouts were checked with its "vanilla" backend.
 """
 
 from __future__ import annotations
