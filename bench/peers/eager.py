@@ -1,5 +1,5 @@
-"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile. All in inference mode, as torch advises:
-layers in training mode, and loops that only do without gradients, take longer."""
+"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile. Without gradients, and
+what is not compiled in inference mode, as torch advises: it is faster there, and a compiled step only as fast, from two graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def layer(reads: Reads) -> Run:
     @torch.inference_mode()
     def run() -> torch.Tensor:
         if reads.lengths is None:
-            return module(reads.x)[0]  # type: ignore[no-any-return]
+            return module(reads.x)[0]
         sequence = nn.utils.rnn.pack_padded_sequence(reads.x, reads.lengths, enforce_sorted=False)
         found, _ = nn.utils.rnn.pad_packed_sequence(module(sequence)[0], total_length=len(reads.x))
         return found
@@ -31,18 +31,18 @@ def layer(reads: Reads) -> Run:
 
 def loop(reads: Reads) -> Run:
     """A Python loop over the cell; with lengths, under a mask."""
-    return _looped(reads, stepped(reads.cell))
+    return _looped(reads, stepped(reads.cell), torch.inference_mode)
 
 
 def compiled_step(reads: Reads) -> Run:
     """The same loop over ``torch.compile(step)``."""
-    return _looped(reads, torch.compile(stepped(reads.cell), dynamic=False))
+    return _looped(reads, torch.compile(stepped(reads.cell), dynamic=False), torch.no_grad)
 
 
-def _looped(reads: Reads, step: Any) -> Run:
+def _looped(reads: Reads, step: Any, context: Any) -> Run:
     lengths = None if reads.lengths is None else reads.lengths[:, None]
 
-    @torch.inference_mode()
+    @context()
     def run() -> torch.Tensor:
         state, outputs = reads.state, []
         for time, x in enumerate(reads.x):
@@ -60,12 +60,12 @@ def _looped(reads: Reads, step: Any) -> Run:
 
 def greedy_loop(greedy: Greedy) -> Run:
     """A Python loop: cell, projection, argmax, embedding, until every row has ended."""
-    return _decoded(greedy, _greedy_step(greedy))
+    return _decoded(greedy, _greedy_step(greedy), torch.inference_mode)
 
 
 def greedy_compiled_step(greedy: Greedy) -> Run:
     """The same loop over ``torch.compile(step)``."""
-    return _decoded(greedy, torch.compile(_greedy_step(greedy), dynamic=False))
+    return _decoded(greedy, torch.compile(_greedy_step(greedy), dynamic=False), torch.no_grad)
 
 
 def _greedy_step(greedy: Greedy) -> Any:
@@ -78,8 +78,8 @@ def _greedy_step(greedy: Greedy) -> Any:
     return one
 
 
-def _decoded(greedy: Greedy, step: Any) -> Run:
-    @torch.inference_mode()
+def _decoded(greedy: Greedy, step: Any, context: Any) -> Run:
+    @context()
     def run() -> torch.Tensor:
         token, state = torch.full((greedy.rows,), greedy.start), greedy.state
         done, tokens = torch.zeros(greedy.rows, dtype=torch.bool), []

@@ -22,7 +22,7 @@ def test_every_plot_is_drawn_transparent_and_stands_in_readme(tmp_path):
             assert alpha.getpixel((0, 0)) == 0
             assert alpha.getextrema()[1] == 255
         assert f"(bench/results/{name}.png)" in _README.read_text()
-        assert (plot.RESULTS / f"{name}.png").is_file()
+        assert (plot.CPU.parent / f"{name}.png").is_file()
 
 
 def test_without_matplotlib_the_command_says_so(tmp_path, monkeypatch, capsys):
