@@ -82,6 +82,12 @@ def run(args: argparse.Namespace) -> int:
             f"bench cpu: no case that is asked for has an axis {', '.join(unknown)}; they have {', '.join(sorted(known))}", file=sys.stderr
         )
         return 2
+    for part in chosen.values():
+        for axes in part.axes if isinstance(part, Case) else ():
+            for name in given.keys() & axes.keys():
+                if odd := [value for value in given[name] if type(value) is not type(axes[name][0])]:
+                    print(f"bench cpu: --set {name}={odd[0]}: {part.name} has {name}={axes[name][0]} and the like", file=sys.stderr)
+                    return 2
     args.threads = args.threads or (1 if args.quick else torch.get_num_threads())
     torch.set_num_threads(args.threads)
     if warned := _busy(os.getloadavg()[0], args.threads, os.cpu_count() or 1):

@@ -83,7 +83,8 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
 
 
 def fitted(rows: Sequence[Row], case: Case, axis: str, who: str) -> Row:
-    """The power of an axis that a call's time grows with, by least squares over logarithms, from rows that differ in that axis alone."""
+    """The power of an axis that a call's time grows with, by least squares over logarithms, from rows that differ in that axis
+    alone; "off" is the factor by which a time is off that power at most."""
     base = rows[0]["shape"]
     along: dict[float, float] = {}
     for row in rows:
@@ -93,7 +94,10 @@ def fitted(rows: Sequence[Row], case: Case, axis: str, who: str) -> Row:
     found: Row = {"case": case.name, "axis": axis, "who": who, "values": sorted(along), "seconds": [along[at] for at in sorted(along)]}
     if len(along) >= 2:
         found["exponent"] = exponent(along)
-        print(f"  {who}: time grows as {axis}^{found['exponent']:.2f} from {min(along)} to {max(along)}", flush=True)
+        offs = [math.log(seconds) - found["exponent"] * math.log(at) for at, seconds in along.items()]
+        found["off"] = math.exp(max(abs(off - sum(offs) / len(offs)) for off in offs))
+        said = f"{axis}^{found['exponent']:.2f} from {min(along)} to {max(along)}, points are off by a factor of {found['off']:.2f} at most"
+        print(f"  {who}: time grows as {said}", flush=True)
     return found
 
 

@@ -168,8 +168,12 @@ def constants() -> Row | None:
 
 
 def growth() -> str:
+    """The fitted power, and the factor by which a time is off it at most, where that is recorded."""
     found = [row for row in measured("growth") if "exponent" in row]
-    body = [[f"{row['axis']} from {row['values'][0]} to {row['values'][-1]}", row["who"], f"{row['exponent']:.2f}"] for row in found]
+    body = []
+    for row in found:
+        off = f" (off by {row['off']:.2f} at most)" if "off" in row else ""
+        body.append([f"{row['axis']} from {row['values'][0]} to {row['values'][-1]}", row["who"], f"{row['exponent']:.2f}{off}"])
     return table(["axis", "", "exponent"], body)
 
 

@@ -74,6 +74,12 @@ def test_an_axis_that_no_case_has_is_refused(asked, capsys):
     assert "no case that is asked for has an axis rows; they have B, H, T, V, layers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["V=abc", "T=8,x"])
+def test_a_value_of_another_kind_is_refused(asked, capsys, given):
+    assert asked("--only", "decode", "--set", given)[0] == 2
+    assert f"--set {given[0]}=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["H", "H=", "=3"])
 def test_what_is_no_axis_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not AXIS=V\[,V\]"):

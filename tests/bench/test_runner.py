@@ -86,6 +86,14 @@ def test_the_fitted_power():
     assert runner.exponent({1: 3.0, 10: 300.0, 100: 30000.0}) == pytest.approx(2.0)
 
 
+def test_a_time_off_the_power_is_told():
+    times = {1: 1.0, 2: 2.0, 4: 8.0}
+    rows = [{"shape": {"T": at}, "peer": "a", "ratio": 1.0, "fusedrnn_median_seconds": seconds} for at, seconds in times.items()]
+    found = runner.fitted(rows, case(), "T", "fusedrnn")
+    assert found["exponent"] == pytest.approx(1.5)
+    assert found["off"] == pytest.approx(2 ** (1 / 3))  # 1, 2, 8 beside 0.89, 2.52, 7.13
+
+
 def test_fits_use_rows_that_differ_in_the_axis_alone():
     def row(steps, rows, seconds):
         times = {"fusedrnn_median_seconds": seconds, "peer_median_seconds": 2 * seconds**2, "ratio": 1.0}
@@ -94,6 +102,7 @@ def test_fits_use_rows_that_differ_in_the_axis_alone():
     rows = [row(1, 8, 1.0), row(2, 8, 2.0), row(4, 8, 4.0), row(4, 16, 100.0)]
     assert runner.fitted(rows, case(), "T", "fusedrnn") == {
         "case": "sum", "axis": "T", "who": "fusedrnn", "values": [1, 2, 4], "seconds": [1.0, 2.0, 4.0], "exponent": pytest.approx(1.0),
+        "off": pytest.approx(1.0),
     }  # fmt: skip
     assert runner.fitted(rows, case(), "T", "a")["exponent"] == pytest.approx(2.0)
     assert runner.fitted(rows, case(), "B", "fusedrnn")["values"] == [8]
