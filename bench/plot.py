@@ -68,7 +68,10 @@ def _colour(peer: str) -> str:
 
 
 def _rows(case: str, keep: Callable[[Shape], bool]) -> list[Row]:
-    return [row for row in rows(case) if keep(row["shape"])]
+    found = [row for row in rows(case) if keep(row["shape"])]
+    if not found:
+        raise LookupError(f"no row of {case} has a shape that is drawn")
+    return found
 
 
 def _lines(axis: Any, found: list[Row], along: str, value: Callable[[Row, str], float], peers: list[str]) -> None:
@@ -109,6 +112,8 @@ def hidden() -> Any:
         count: {row["shape"]["H"] for row in found if row["shape"]["B"] == count} for count in sorted({row["shape"]["B"] for row in found})
     }
     batches = [count for count, several in sizes.items() if len(several) > 1]
+    if not batches:
+        raise LookupError("no batch size of sequence has several hidden sizes")
     figure, axes = _figure(len(batches), 3.4)
     for axis, count in zip(axes, batches, strict=True):
         here = [row for row in found if row["shape"]["B"] == count]
@@ -138,7 +143,7 @@ def batch() -> Any:
 
 def steps() -> Any:
     """Milliseconds of a whole decode against the number of steps."""
-    first = rows("growth")[0]["shape"]
+    first = _rows("growth", lambda shape: True)[0]["shape"]
     found = _rows("growth", lambda shape: all(shape[name] == first[name] for name in ("B", "H", "V")))
     figure, (axis,) = _figure()
     _lines(axis, found, "T", lambda row, who: float(row[f"{who}_median_seconds"]) * 1e3, _peers(found))

@@ -1,6 +1,7 @@
 """Plots: each is drawn from the recorded result, small, and on nothing."""
 
 import argparse
+import json
 import sys
 
 import pytest
@@ -34,9 +35,11 @@ def test_without_matplotlib_the_command_says_so(tmp_path, monkeypatch, capsys):
 def test_what_a_result_has_not_is_told(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "result.json"
-    path.write_text('{"parts": {"calls": {"rows": []}}}')
-    assert plot.run(argparse.Namespace(only=["batch", "timeline"], out=None, results=path)) == 0
+    shape = {"cell": "lstm", "H": 256, "B": 1, "T": 64, "dtype": "float32"}
+    row = {"case": "sequence", "shape": shape, "peer": "eager loop", "ratio": 1.0}
+    path.write_text(json.dumps({"parts": {"calls": {"rows": []}, "growth": {"rows": []}, "sequence": {"rows": [row]}}}))
+    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=None, results=path)) == 0
     said = capsys.readouterr().out
-    assert "batch is left out: " in said
-    assert "timeline is left out: " in said
+    for name in plot.PLOTS:
+        assert f"{name} is left out: " in said
     assert list(tmp_path.iterdir()) == [path]
