@@ -12,7 +12,7 @@ from typing import Any
 from .case import Shape
 from .floor import floor, microseconds
 from .runner import Row, rate
-from .tables import CPU, measured, reading, rows
+from .tables import CPU, machine, measured, reading, rows
 from .tables import constants as constants_of_machine
 
 _GREY = "#8a8a8a"
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             except LookupError as error:
                 print(f"{name} is left out: {error}")
                 continue
+            made_on = machine(args.results, _DRAWN[name])
+            figure.text(0.995, 1.0, made_on, ha="right", va="bottom", fontsize=7, color=_GREY)
             path = folder / f"{name}.png"
             figure.savefig(path, dpi=125, transparent=True, bbox_inches="tight", metadata={"Software": None})
             print(f"{path}: {path.stat().st_size // 1024} KiB")
@@ -178,4 +180,5 @@ def timeline() -> Any:
     return figure
 
 
+_DRAWN = {"hidden": "sequence", "batch": "decode", "steps": "growth", "timeline": "timeline"}  # the part of each
 PLOTS: dict[str, Callable[[], Any]] = {"hidden": hidden, "batch": batch, "steps": steps, "timeline": timeline}

@@ -86,9 +86,10 @@ def source(*names: str) -> str:
     return f"<sub>{'<br>'.join(lines.values())}: {where}</sub>"
 
 
-def machine(path: Path) -> str:
-    """The machine of a file's first part."""
-    about = next(iter(result(path)["parts"].values()))["machine"]
+def machine(path: Path, part: str | None = None) -> str:
+    """The machine of a part of a file, of its first one if none is named."""
+    parts = result(path)["parts"]
+    about = parts[part or next(iter(parts))]["machine"]
     return f"{about['cpu'].strip()}, {about['cpus']} CPUs, {about['threads']} thread{'s' if about['threads'] > 1 else ''}"
 
 
