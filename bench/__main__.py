@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 
 _COMMANDS = {
@@ -27,7 +28,14 @@ def main(argv: list[str]) -> int:
         if name == named:
             importlib.import_module(f".{name}", __package__).add_arguments(command)
     args = parser.parse_args(argv)
-    code: int = importlib.import_module(f".{args.command}", __package__).run(args)
+    try:
+        code: int = importlib.import_module(f".{args.command}", __package__).run(args)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+        print(f"bench {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bench {args.command}: stopped; what had been written before stays", file=sys.stderr)
+        return 130
     return code
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guard", action="store_true", help="fail where a ratio to a peer is below its bound in bench/bounds.py; with --quick"
     )
-    parser.add_argument("--pairs", type=int, help="timed pairs a peer at most, after one that is not (default 11, with --quick 5)")
+    parser.add_argument("--pairs", type=_count, help="timed pairs a peer at most, after one that is not (default 11, with --quick 5)")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--peers", default="", metavar="TEXT", help="those alone whose name holds this")
     parser.add_argument("--tensorflow", metavar="PYTHON", help="a Python that has tensorflow and tf-keras, for G2P")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and peers (default: what torch chose)")
+    parser.add_argument("--threads", type=_count, help="of torch and peers (default: what torch chose, with --quick 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured, after every part")
     parser.add_argument("--update", action="store_true", help="in FILE, leave the parts as they are that are not measured")
     calls.add_arguments(parser)
@@ -60,9 +60,21 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     return name, [int(value) if value.isdigit() else value for value in values.split(",")]
 
 
+def _count(text: str) -> int:
+    if not (text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Measure what is asked for; 1 where outputs differ or a bound is broken, 2 where an axis is no one's."""
+    """Measure what is asked for; 1 where outputs differ or a bound is broken, 2 where an axis is no one's or nothing can be written."""
     given = dict(args.set)
+    if args.guard and not args.quick:
+        print("bench cpu: --guard knows the shapes of --quick alone: add it", file=sys.stderr)
+        return 2
+    if args.json and not args.json.parent.is_dir():
+        print(f"bench cpu: --json {args.json}: there is no folder {args.json.parent}", file=sys.stderr)
+        return 2
     chosen: dict[str, Case | Any] = {name: _PARTS[name] or cases.case(name) for name in _PARTS if name in args.only}
     known = {axis for part in chosen.values() if isinstance(part, Case) for axes in part.axes for axis in axes}
     if unknown := sorted(given.keys() - known):
@@ -70,7 +82,16 @@ def run(args: argparse.Namespace) -> int:
             f"bench cpu: no case that is asked for has an axis {', '.join(unknown)}; they have {', '.join(sorted(known))}", file=sys.stderr
         )
         return 2
+    for part in chosen.values():
+        for axes in part.axes if isinstance(part, Case) else ():
+            for name in given.keys() & axes.keys():
+                if odd := [value for value in given[name] if type(value) is not type(axes[name][0])]:
+                    print(f"bench cpu: --set {name}={odd[0]}: {part.name} has {name}={axes[name][0]} and the like", file=sys.stderr)
+                    return 2
+    args.threads = args.threads or (1 if args.quick else torch.get_num_threads())
     torch.set_num_threads(args.threads)
+    if warned := _busy(os.getloadavg()[0], args.threads, os.cpu_count() or 1):
+        print(f"bench cpu: {warned}", file=sys.stderr)
     if args.tensorflow:
         os.environ["BENCH_TENSORFLOW"] = args.tensorflow
     began, rows = time.monotonic(), list[Row]()
@@ -88,6 +109,16 @@ def run(args: argparse.Namespace) -> int:
     for fault in faults:
         print(f"  WRONG: {fault}", file=sys.stderr)
     return 1 if faults else 0
+
+
+def _busy(load: float, threads: int, cpus: int) -> str | None:
+    """What is to be said of a machine that others use too much."""
+    if load + threads <= cpus + 0.5:
+        return None
+    said = f"the load is {load:.1f} on {cpus} CPUs and {threads} thread{'s' if threads > 1 else ''} will come to it: spreads will be wide"
+    if threads > 1:
+        said += "; threads wait for one another at every small operation, peers' above all: --threads 1 is fairer"
+    return said
 
 
 def _measured(part: Case | Any, args: argparse.Namespace, given: dict[str, Any]) -> list[Row]:

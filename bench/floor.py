@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the bound and the distance of every time that has one; 2 where there are no constants."""
+    """Print the bound and the distance of every time that has one; 1 where a time is below it, 2 where there are no constants."""
     of_gpu = args.results.suffix == ".jsonl"
     rows, known = _rows(args.results), _rows(args.constants or args.results)
     constants = floor_gpu.constants(known) if of_gpu else constants_of(known)
@@ -48,9 +48,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"bench floor: {args.constants or args.results} has no constants: python -m bench {command} measures them", file=sys.stderr)
         return 2
     print(_line("microseconds a step", "floor", "bound by", "fusedrnn", "distance", "peer", "took", "distance"))
-    for line in _of_gpu(rows, constants) if of_gpu else _of_cpu(rows, constants):
+    below = 0
+    for line, distance in _of_gpu(rows, constants) if of_gpu else _of_cpu(rows, constants):
         print(line)
-    return 0
+        below += distance < 1
+    if below:
+        print(f"bench floor: {below} times are below it: did other work have the machine while constants were measured?", file=sys.stderr)
+    return int(below > 0)
 
 
 def _rows(path: Path) -> list[Row]:
@@ -60,24 +64,27 @@ def _rows(path: Path) -> list[Row]:
     return [row for part in json.loads(lines)["parts"].values() for row in part["rows"]]
 
 
-def _of_cpu(rows: Sequence[Row], constants: Row) -> Iterator[str]:
+def _of_cpu(rows: Sequence[Row], constants: Row) -> Iterator[tuple[str, float]]:
+    """Lines, with the lesser distance of each."""
     for row in rows:
         found = floor(row["case"], row["shape"], constants) if "ratio" in row else None
         if found is not None:
             bound, by = found
             times = [microseconds(row, who) for who in ("fusedrnn", "peer")]
             (ours, distance), (theirs, peer_distance) = ((f"{time:,.1f}", f"{time / bound:.1f}") for time in times)
-            yield _line(f"{row['case']} {text(row['shape'])}", f"{bound:,.1f}", by, ours, distance, row["peer"], theirs, peer_distance)
+            line = _line(f"{row['case']} {text(row['shape'])}", f"{bound:,.1f}", by, ours, distance, row["peer"], theirs, peer_distance)
+            yield line, min(times) / bound
 
 
-def _of_gpu(rows: Sequence[Row], constants: Row) -> Iterator[str]:
+def _of_gpu(rows: Sequence[Row], constants: Row) -> Iterator[tuple[str, float]]:
     for row in rows:
         bound = floor_gpu.floor(row, constants)
         if bound is not None:
             shape = text({name: row[name] for name in ("cell", "model", "H", "V", "B", "dtype") if name in row})
             ours, peer = floor_gpu.microseconds(row), row.get("peer_us", {}).get("median")
             theirs = (f"{peer:.2f}", f"{peer / bound:.1f}") if peer else ("", "")
-            yield _line(f"{row['part']} {shape}", f"{bound:.2f}", "", f"{ours:.2f}", f"{ours / bound:.1f}", row.get("peer", ""), *theirs)
+            line = _line(f"{row['part']} {shape}", f"{bound:.2f}", "", f"{ours:.2f}", f"{ours / bound:.1f}", row.get("peer", ""), *theirs)
+            yield line, min(ours, peer or ours) / bound
 
 
 def _line(what: str, *columns: str) -> str:

@@ -1,13 +1,18 @@
 """The floor on a GPU. In: the rows of `bench gpu`, the constants that its first parts measured among them; out: microseconds of a step.
 
-A step of a persistent kernel goes through its barriers, each with a read of what the others published, and between them through products.
-It takes at least
+Whoever runs a step on some programs, a multiprocessor each, has them meet between products that need a vector whole: an LSTM, a GRU and a
+plain cell once, a GRU that resets before its product twice, a greedy decode once more for the argmax. With P programs a row, that takes
 
-    barriers * (a barrier of as many programs + latency of the level-2 cache)
-    + bytes that all programs read of the state / rate of the level-2 cache
-    + max(multiply-adds / rate of the tensor cores, bytes of the weights / rate of shared memory), of the multiprocessors that take part
+    meetings * (a barrier of P programs + latency of the level-2 cache)
+    + bytes of the state that P programs read / rate of the level-2 cache
+    + max(multiply-adds / rate of the tensor cores of all multiprocessors, bytes of the weights / rate of shared memory of P)
 
-A kernel of one program has no barrier and exchanges nothing. No GPU has measured the constants yet.
+and nothing but the last line where P is 1. The floor is the least over all P, between two that were measured at the better end of each
+term: it knows no plan, so that fusedrnn and peers have one and the same. Products of inputs, sigmoids, weights that do not fit on-chip and
+launches are not counted. A kernel that meets within a cluster of thread blocks, not through the level-2 cache, may go below.
+
+Barriers, level-2 cache and tensor cores are measured (`bench.parts.barrier`, `bench.parts.constants`); shared memory has 32 banks of four
+bytes a cycle (CUDA C++ Programming Guide, "Shared Memory") at the highest clock. No GPU has measured the constants yet.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
-_GATES = {"lstm": 4, "gru": 4, "gru before": 3, "rnn": 1}  # a GRU's three are padded to four
+_GATES = {"lstm": 4, "gru": 3, "gru before": 3, "rnn": 1}
+_PARTS = ("sequence", "tables", "peers", "decode")
 
 
 def constants(rows: Sequence[Row]) -> Row | None:
@@ -33,22 +39,22 @@ def constants(rows: Sequence[Row]) -> Row | None:
 
 
 def floor(row: Row, found: Row) -> float | None:
-    """Microseconds of a step of a row that tells its plan; None of one that does not."""
+    """Microseconds of a step; None of a row that has no time of fusedrnn's or whose cell the model does not know."""
     cell = row.get("cell", row.get("model"))
-    if cell not in _GATES or "programs" not in row or row["part"] not in ("sequence", "tables", "decode"):
+    if cell not in _GATES or "us" not in row or row["part"] not in _PARTS or row.get("who", "persistent") != "persistent":
         return None
     hidden, rows, size = row["H"], row["B"], 4 if row["dtype"] == "float32" else 2
     weights = _GATES[cell] * hidden * hidden + row.get("V", 0) * hidden
-    programs, groups = row["programs"], row["groups"]
-    share = min(1.0, programs * groups / found["sms"])
-    products = max(rows * weights / found["tensor"], groups * weights * size / found["shared"]) / share
-    if programs == 1:
-        return products
-    barrier = min(us for count, us in found["barriers"].items() if count > 1)
-    nearest = max((count for count in found["barriers"] if count <= programs), default=None)
-    barrier = found["barriers"][nearest] if nearest and nearest > 1 else barrier
-    exchanged = programs * rows * hidden * size / found["l2"]  # each program of a group reads the state of the group's rows
-    return float(row["barriers"] * (barrier + found["latency"]) + exchanged + products)
+    meetings = 1 + (cell == "gru before") + ("V" in row)
+    barriers, sms = {1: 0.0} | found["barriers"], found["sms"]
+    counts = sorted(count for count in barriers if count <= sms)
+
+    def least(count: int, most: int) -> float:
+        products = max(rows * weights / found["tensor"], weights * size * sms / (found["shared"] * most))
+        meeting = meetings * (barriers[count] + found["latency"]) + count * rows * hidden * size / found["l2"]
+        return float(products + (meeting if count > 1 else 0.0))
+
+    return min(least(count, after - 1) for count, after in zip(counts, [*counts[1:], sms + 1], strict=True))
 
 
 def microseconds(row: Row) -> float:

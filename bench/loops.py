@@ -124,8 +124,7 @@ class Reads:
         return len(self.x)
 
     def fused(self) -> Run:
-        loop = self.loop("native").warmup()
-        return Run(lambda: loop()[0].stack(), lambda: [loop()[0].stack()])
+        return _native(self.loop("native"), self.x)
 
     def to(self, dtype: torch.dtype) -> Reads:
         """The same numbers in another dtype."""
@@ -171,8 +170,7 @@ class Greedy:
         return self.rows * self.steps
 
     def fused(self) -> Run:
-        loop = self.loop("native").warmup()
-        return Run(lambda: loop()[0].stack(), lambda: [loop()[0].stack()])
+        return _native(self.loop("native"), *torch.utils._pytree.tree_leaves(self.state))
 
     def to(self, dtype: torch.dtype) -> Greedy:
         parts = [copy.deepcopy(part).to(dtype) for part in (self.cell, self.embedding, self.project)]
@@ -208,6 +206,17 @@ class Greedy:
             if abs(one - other) > allowed * max(1.0, abs(one)):
                 return f"row {row} has token {int(tokens[step, row])} at step {step}, the peer {int(others[step, row])}"
         return None
+
+
+def _native(loop: fusedrnn.Loop, *inputs: torch.Tensor) -> Run:
+    """A compiled loop whose inputs count as new in every call: nothing that could be made of them once is kept for the next one."""
+    loop.warmup()
+
+    def call() -> torch.Tensor:
+        torch.autograd.graph.increment_version(inputs)
+        return loop()[0].stack()
+
+    return Run(call, lambda: [call()])
 
 
 def zeros(cell: str, size: int, rows: int, dtype: torch.dtype) -> Any:

@@ -22,16 +22,21 @@ import fusedrnn
 
 _PAUSE = 0.02  # seconds before each sample: threads of whoever ran before may spin for some milliseconds
 _SAMPLE = 0.02  # seconds of a sample at least: as many calls as that takes
+_COLD = 0.3  # seconds of a call up to which one goes before a sample: caches are cold of it, and cores asleep
 
 
-def timed(work: Callable[[], Any], calls: int = 1) -> float:
-    """Seconds of one of some calls; where a call returns a float, that is its own measurement."""
-    if calls > 1:
-        work()  # the caches are cold of it
+def timed(work: Callable[[], Any], calls: int = 1, *, warm: bool = False) -> float:
+    """Seconds of one of some calls, the mean; where a call returns a float, that is its own measurement."""
+    if warm:
+        work()
+    own, result = 0.0, None
     began = time.perf_counter()
     for _ in range(calls):
         result = work()
-    return result if isinstance(result, float) else (time.perf_counter() - began) / calls
+        if isinstance(result, float):
+            own += result
+    taken = time.perf_counter() - began
+    return (own if isinstance(result, float) else taken) / calls
 
 
 def compared(mine: Callable[[], Any], theirs: Callable[[], Any], pairs: int, most: float = float("inf")) -> dict[str, Any]:
@@ -44,12 +49,14 @@ def compared(mine: Callable[[], Any], theirs: Callable[[], Any], pairs: int, mos
     both = (mine, theirs)
     first = [timed(function) for function in both]
     calls = [max(1, math.ceil(_SAMPLE / max(seconds, 1e-6))) for seconds in first]
-    pairs = int(max(min(pairs, most / sum(max(seconds, _SAMPLE) + _PAUSE for seconds in first)), min(pairs, 3)))
+    warm = [seconds <= _COLD for seconds in first]
+    each = sum(max(seconds, _SAMPLE) + seconds * is_warm + _PAUSE for seconds, is_warm in zip(first, warm, strict=True))
+    pairs = int(max(min(pairs, most / each), min(pairs, 3)))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(pairs):
-        for function, many, into in zip(both, calls, times, strict=True):
+        for function, many, is_warm, into in zip(both, calls, warm, times, strict=True):
             time.sleep(_PAUSE)
-            into.append(timed(function, many))
+            into.append(timed(function, many, warm=is_warm))
     fused, peer = times
     ratios = [theirs / ours for ours, theirs in zip(fused, peer, strict=True)]
     return {

@@ -21,7 +21,7 @@ from . import measure as measure_
 from . import workers
 from .runner import Row
 
-HOW = ("native", "native, checkpoints", "native, all made again", "the cell in a loop")
+HOW = ("native", "native, checkpoints", "native, all made again", "the cell in a loop", "nn.LSTM")
 _LIMIT = 600.0  # seconds for one process
 _RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives the system back at once what was larger, see mallopt(3)
 
@@ -64,14 +64,15 @@ def peaks(hidden: int, rows: int, lengths: Sequence[int]) -> list[Row]:
 
 def peak(how: str, hidden: int, rows: int, steps: int) -> int:
     """Bytes by which the resident memory of the process grows at most in a forward and backward over ``steps``: a short one goes before,
-    which compiles and allocates what stays."""
+    which compiles and allocates what stays. The inputs are there before."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    cell = fusedrnn.LSTMCell(hidden, hidden)
-    _step(how, cell, rows, 2)
+    cell = torch.nn.LSTM(hidden, hidden) if how == "nn.LSTM" else fusedrnn.LSTMCell(hidden, hidden)
+    x = torch.randn(steps, rows, hidden)
+    _step(how, cell, x[:2])
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here, see proc(5)
-    _step(how, cell, rows, steps)
+    _step(how, cell, x)
     return _resident("VmHWM") - before
 
 
@@ -80,8 +81,8 @@ def _resident(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _step(how: str, cell: Any, rows: int, steps: int) -> None:
-    x = torch.zeros(1, rows, cell.input_size).expand(steps, rows, cell.input_size)  # takes no memory of its own
+def _step(how: str, cell: Any, x: torch.Tensor) -> None:
+    steps, rows = x.shape[:2]
     state = (torch.zeros(rows, cell.hidden_size),) * 2
     context = fusedrnn.checkpointed(max(int(steps**0.5), 1)) if how.endswith("checkpoints") else nullcontext()
     little = mock.patch("fusedrnn.memory.free", return_value=0) if how.endswith("again") else nullcontext()
@@ -89,6 +90,9 @@ def _step(how: str, cell: Any, rows: int, steps: int) -> None:
         with context, little:
             result = fusedrnn.raw_rnn(cell, sequence(x, None, state), backend="native")
         loss = result.final_state[0].sum() + result.emit_ta.stack().mean()
+    elif how == "nn.LSTM":
+        outputs, (h, _) = cell(x, tuple(part[None] for part in state))
+        loss = h.sum() + outputs.mean()
     else:
         total: Any = 0.0
         for inputs in x.unbind():

@@ -10,20 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from .case import Shape
-from .floor import RESULTS, constants_of, floor, microseconds
+from .floor import floor, microseconds
 from .runner import Row, rate
-from .tables import measured, rows
+from .tables import CPU, machine, measured, reading, rows
+from .tables import constants as constants_of_machine
 
 _GREY = "#8a8a8a"
-_COLOURS = {"fusedrnn": "#e0633a", "floor": _GREY}
 _OTHERS = ("#4a8fd0", "#45a36f", "#a67bd4", "#c9a13b", "#3fa7ad", "#d0709a")
+_FUSEDRNN = "#e0633a"
+_COLOURS = {  # by how names begin: a peer has one colour in every plot
+    "nn.LSTM": "#4a8fd0", "eager": "#45a36f", "JAX": "#a67bd4", "onnxruntime": "#c9a13b", "torch.compile of the step": "#3fa7ad",
+    "torch.compile of while_loop": "#d0709a",
+}  # fmt: skip
 _EAGER = "eager loop"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--only", nargs="+", choices=list(PLOTS), default=list(PLOTS), metavar="PLOT", help=f"some of {', '.join(PLOTS)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where NAME.png is written (default: bench/results)")
+    parser.add_argument("--results", type=Path, default=CPU, metavar="FILE", help="what bench cpu --json wrote (default: what is recorded)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where NAME.png is written (default: bench/results, or where FILE is)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,11 +42,18 @@ def run(args: argparse.Namespace) -> int:
     mpl.use("Agg")
     parts = {"text.color": _GREY, "axes.edgecolor": _GREY, "axes.labelcolor": _GREY, "xtick.color": _GREY, "ytick.color": _GREY}
     sizes = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "fusedrnn"}
-    with mpl.rc_context({**parts, **sizes}):
+    folder = args.out or args.results.parent
+    with mpl.rc_context({**parts, **sizes}), reading(args.results):
         for name in args.only:
-            figure = PLOTS[name]()
-            path = args.out / f"{name}.png"
-            figure.savefig(path, dpi=110, transparent=True, bbox_inches="tight", metadata={"Software": None})
+            try:
+                figure = PLOTS[name]()
+            except LookupError as error:
+                print(f"{name} is left out: {error}")
+                continue
+            made_on = machine(args.results, _DRAWN[name])
+            figure.text(0.995, 1.0, made_on, ha="right", va="bottom", fontsize=7, color=_GREY)
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=125, transparent=True, bbox_inches="tight", metadata={"Software": None})
             print(f"{path}: {path.stat().st_size // 1024} KiB")
     return 0
 
@@ -48,16 +61,19 @@ def run(args: argparse.Namespace) -> int:
 def _figure(columns: int = 1, height: float = 3.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, height))
+    figure = Figure(figsize=(7.0, height))
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _colour(peer: str, peers: list[str]) -> str:
-    return _COLOURS.get(peer) or _OTHERS[peers.index(peer) % len(_OTHERS)]
+def _colour(peer: str) -> str:
+    return next((colour for start, colour in _COLOURS.items() if peer.startswith(start)), _GREY)
 
 
 def _rows(case: str, keep: Callable[[Shape], bool]) -> list[Row]:
-    return [row for row in rows(case) if keep(row["shape"])]
+    found = [row for row in rows(case) if keep(row["shape"])]
+    if not found:
+        raise LookupError(f"no row of {case} has a shape that is drawn")
+    return found
 
 
 def _lines(axis: Any, found: list[Row], along: str, value: Callable[[Row, str], float], peers: list[str]) -> None:
@@ -66,11 +82,11 @@ def _lines(axis: Any, found: list[Row], along: str, value: Callable[[Row, str], 
 
     places = sorted({row["shape"][along] for row in found})
     ours = [statistics.median(value(row, "fusedrnn") for row in found if row["shape"][along] == place) for place in places]
-    axis.plot(places, ours, color=_COLOURS["fusedrnn"], marker="o", linewidth=2.4, label="fusedrnn", zorder=3)
+    axis.plot(places, ours, color=_FUSEDRNN, marker="o", linewidth=2.4, label="fusedrnn", zorder=3)
     for peer in peers:
         points = sorted((row["shape"][along], value(row, "peer")) for row in found if row["peer"] == peer)
         if points:
-            axis.plot(*zip(*points, strict=True), color=_colour(peer, peers), marker="o", markersize=4, linewidth=1.3, label=peer)
+            axis.plot(*zip(*points, strict=True), color=_colour(peer), marker="o", markersize=4, linewidth=1.3, label=peer)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(places, [str(place) for place in places])
@@ -86,18 +102,20 @@ def _peers(found: list[Row]) -> list[str]:
 
 def _legend(figure: Any, axis: Any) -> None:
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3)
     figure.tight_layout()
 
 
 def hidden() -> Any:
     """Microseconds a step of an LSTM against its hidden size, for each batch size, with the floor."""
     found = _rows("sequence", lambda shape: (shape["cell"], shape["dtype"], shape["T"]) == ("lstm", "float32", 128))
-    constants, peers = constants_of(measured("machine")), _peers(found)
+    constants, peers = constants_of_machine(), _peers(found)
     sizes = {
         count: {row["shape"]["H"] for row in found if row["shape"]["B"] == count} for count in sorted({row["shape"]["B"] for row in found})
     }
     batches = [count for count, several in sizes.items() if len(several) > 1]
+    if not batches:
+        raise LookupError("no batch size of sequence has several hidden sizes")
     figure, axes = _figure(len(batches), 3.4)
     for axis, count in zip(axes, batches, strict=True):
         here = [row for row in found if row["shape"]["B"] == count]
@@ -127,11 +145,11 @@ def batch() -> Any:
 
 def steps() -> Any:
     """Milliseconds of a whole decode against the number of steps."""
-    first = rows("growth")[0]["shape"]
+    first = _rows("growth", lambda shape: True)[0]["shape"]
     found = _rows("growth", lambda shape: all(shape[name] == first[name] for name in ("B", "H", "V")))
     figure, (axis,) = _figure()
     _lines(axis, found, "T", lambda row, who: float(row[f"{who}_median_seconds"]) * 1e3, _peers(found))
-    axis.set_title(f"a greedy decode, LSTM H = {first['H']}, V = {first['V']}, {first['B']} rows", fontsize=9)
+    axis.set_title(f"a greedy decode, LSTM H = {first['H']}, V = {first['V']:,}, {first['B']} rows", fontsize=9)
     axis.set_xlabel("steps")
     axis.set_ylabel("milliseconds")
     _legend(figure, axis)
@@ -146,16 +164,15 @@ def timeline() -> Any:
     for place, row in enumerate(reversed(found)):
         axis.barh(place, row["us"], height=0.62, color=_GREY, alpha=0.22)
         for name, start, took in row["operators"]:
-            colour = (
-                _COLOURS["fusedrnn"] if name == "compiled loop" else _OTHERS[names.index(name) % len(_OTHERS)] if name in names else _GREY
-            )
+            colour = _FUSEDRNN if name == "compiled loop" else _OTHERS[names.index(name) % len(_OTHERS)] if name in names else _GREY
             axis.barh(place, took, left=start, height=0.62, color=colour, edgecolor="none", label=name.removeprefix("aten::"))
         axis.text(row["us"], place, f"  {row['us']:,.0f} us", va="center", color=_GREY)
     axis.set_yticks(range(len(found)), [row["who"] for row in reversed(found)])
     axis.set_xlabel("microseconds (profiled); grey is Python between the operators")
+    axis.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
     axis.set_xlim(0, max(row["us"] for row in found) * 1.12)
     shape = found[0]["shape"]
-    axis.set_title(f"one greedy decode of {shape['T']} tokens, LSTM H = {shape['H']}, V = {shape['V']}, B = {shape['B']}", fontsize=9)
+    axis.set_title(f"one greedy decode of {shape['T']} tokens, LSTM H = {shape['H']}, V = {shape['V']:,}, B = {shape['B']}", fontsize=9)
     handles, labels = axis.get_legend_handles_labels()
     shown = {label: handle for handle, label in zip(handles, labels, strict=True) if label == "compiled loop" or f"aten::{label}" in names}
     figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6)
@@ -163,4 +180,5 @@ def timeline() -> Any:
     return figure
 
 
+_DRAWN = {"hidden": "sequence", "batch": "decode", "steps": "growth", "timeline": "timeline"}  # the part of each
 PLOTS: dict[str, Callable[[], Any]] = {"hidden": hidden, "batch": batch, "steps": steps, "timeline": timeline}

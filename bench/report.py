@@ -1,6 +1,7 @@
 """README's tables, written from bench/results. In: README with markers; out: README, or whether it says what the results say.
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each a line of its own; `bench.tables.TABLES` has the names.
+With ``--results FILE`` README stays as it is: what another machine measured is printed, as the same tables or beside the recorded ratios.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+from . import tables
 from .tables import TABLES
 
 _README = Path(__file__).parents[1] / "README.md"
@@ -21,10 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--check", action="store_true", help="write nothing; fail where README differs from the results")
     parser.add_argument("--readme", type=Path, default=_README, metavar="FILE", help="default: README.md")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="print the tables of what `bench cpu --json FILE` wrote; README stays")
+    parser.add_argument("--beside", action="store_true", help="with --results: its ratios beside the recorded ones, and if spreads overlap")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the tables, or say where README differs (1); 2 where a marker names no table, or is not closed."""
+    if args.beside and not args.results:
+        print("bench report: --beside needs --results FILE", file=sys.stderr)
+        return 2
+    if args.results:
+        print("\n".join(beside(args.results) if args.beside else of(args.results)))
+        return 0
     old = args.readme.read_text()
     try:
         new = written(old)
@@ -39,6 +49,32 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), str(args.readme), "bench/results"))
         print(f"bench report: {args.readme} is not what bench/results says: python -m bench report writes it", file=sys.stderr)
     return int(new != old)
+
+
+def of(path: Path) -> list[str]:
+    """The tables of a result; those are left out whose parts it does not have."""
+    found = []
+    with tables.reading(path):
+        for name, made in TABLES.items():
+            if name == "kernels":  # no CPU's result has them
+                continue
+            try:
+                found.append(f"{name}\n\n{made()}\n")
+            except LookupError as error:
+                found.append(f"{name} is left out: {error}\n")
+    return found
+
+
+def beside(path: Path) -> list[str]:
+    """A line for each ratio that a result and the recorded one have, and in the last how many spreads overlap."""
+    lines, together = [f"recorded: {tables.machine(tables.CPU)}", f"there: {tables.machine(path)}", ""], 0
+    lines.append(f"{'':<76}{'recorded':>22}{'there':>24}")
+    found = tables.beside(path)
+    for what, recorded, other in found:
+        overlap = min(recorded["ratios"]) <= max(other["ratios"]) and min(other["ratios"]) <= max(recorded["ratios"])
+        together += overlap
+        lines.append(f"{what:<76}{tables.spread(recorded):>22}{tables.spread(other):>24}{'' if overlap else '  apart'}")
+    return [*lines, f"{together} of {len(found)} spreads overlap"]
 
 
 def written(text: str) -> str:

@@ -31,7 +31,11 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
     for shape in case.shapes(quick, given):
         torch.manual_seed(0)
         torch.compiler.reset()  # after eight shapes of one function it gives up
-        work = case.make(shape)
+        try:
+            work = case.make(shape)
+        except Missing as error:
+            print(f"  {case.name} is left out: {error}", flush=True)
+            break
         fused = work.fused()
         ours = fused.results()
         for name, peer in case.peers.items():
@@ -40,12 +44,16 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
             row = {"case": case.name, "shape": shape, "peer": name, "unit": case.unit, "count": work.count}
             try:
                 theirs = peer.make(work)
-                fault = case.differ(work, ours, theirs.results())
-            except Missing as error:
-                if str(error) not in missing:
-                    missing.add(str(error))
-                    print(f"  {name} is left out: {error}", flush=True)
+                results = theirs.results()
+            except Exception as error:  # each has errors of its own; one that fails does not take the others with it
+                said = (
+                    str(error) if isinstance(error, Missing) else f"it fails: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
+                )
+                if f"{name}: {said}" not in missing:
+                    missing.add(f"{name}: {said}")
+                    print(f"  {name} is left out: {said[:300]}", flush=True)
                 continue
+            fault = case.differ(work, ours, results)
             if fault is not None:
                 rows.append(row | {"fault": fault})
                 print(f"{case.name} {text(shape)}: {name}: {fault}", file=sys.stderr)
@@ -53,7 +61,7 @@ def run(case: Case, pairs: int, quick: bool = False, given: Mapping[str, Sequenc
             told = {"version": theirs.version} if theirs.version else {}
             rows.append(row | told | compared(fused.call, theirs.call, pairs, _MOST))
             print(line(rows[-1]), flush=True)
-    return rows + [fitted(rows, case, axis, who) for axis in case.fit for who in _fitted(rows)]
+    return rows + [fitted(rows, case, axis, who) for axis in case.fit for who in _fitted(rows) if rows]
 
 
 def line(row: Row) -> str:
@@ -75,7 +83,8 @@ def _fitted(rows: Sequence[Row]) -> list[str]:
 
 
 def fitted(rows: Sequence[Row], case: Case, axis: str, who: str) -> Row:
-    """The power of an axis that a call's time grows with, by least squares over logarithms, from rows that differ in that axis alone."""
+    """The power of an axis that a call's time grows with, by least squares over logarithms, from rows that differ in that axis
+    alone; "off" is the factor by which a time is off that power at most."""
     base = rows[0]["shape"]
     along: dict[float, float] = {}
     for row in rows:
@@ -85,7 +94,10 @@ def fitted(rows: Sequence[Row], case: Case, axis: str, who: str) -> Row:
     found: Row = {"case": case.name, "axis": axis, "who": who, "values": sorted(along), "seconds": [along[at] for at in sorted(along)]}
     if len(along) >= 2:
         found["exponent"] = exponent(along)
-        print(f"  {who}: time grows as {axis}^{found['exponent']:.2f} from {min(along)} to {max(along)}", flush=True)
+        offs = [math.log(seconds) - found["exponent"] * math.log(at) for at, seconds in along.items()]
+        found["off"] = math.exp(max(abs(off - sum(offs) / len(offs)) for off in offs))
+        said = f"{axis}^{found['exponent']:.2f} from {min(along)} to {max(along)}, points are off by a factor of {found['off']:.2f} at most"
+        print(f"  {who}: time grows as {said}", flush=True)
     return found
 
 

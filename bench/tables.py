@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from .case import text
 from .floor import RESULTS, constants_of, floor, microseconds
 from .runner import Row, rate
 
-CPU = "cpu2.json"
+CPU = RESULTS / "cpu2.json"
+_file = CPU
 _SEQUENCES = ("layer_norm", "custom", "ragged")
 _COMPARED = ("g2p", "sequence", *_SEQUENCES, "decode", "training")
+_RATIOS = (*_COMPARED, "growth")
 _TITLES = {
     "layer_norm": "layer-norm LSTM",
     "custom": "a cell of one's own",
@@ -25,15 +29,33 @@ _TITLES = {
 
 
 @cache
-def result(name: str) -> dict[str, Any]:
+def result(path: Path) -> dict[str, Any]:
     """A recorded result."""
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tables and plots within are those of another file of `bench cpu`."""
+    global _file
+    before, _file = _file, path
+    try:
+        yield
+    finally:
+        _file = before
+
+
 def measured(*names: str) -> list[Row]:
-    """The rows of some parts."""
-    return [row for name in names for row in result(CPU)["parts"][name]["rows"]]
+    """The rows of those of some parts that the file has.
+
+    Raises:
+        LookupError: it has none of them.
+    """
+    parts = result(_file)["parts"]
+    if not any(name in parts for name in names):
+        raise LookupError(f"{_file} has no part {' or '.join(names)}")
+    return [row for name in names if name in parts for row in parts[name]["rows"]]
 
 
 def rows(*names: str) -> list[Row]:
@@ -49,16 +71,26 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def source(*names: str) -> str:
     """The machine, the versions and the command of some parts, in a line; more where they were measured at several times."""
-    lines = {}
+    lines, parts = {}, result(_file)["parts"]
     for name in names:
-        about = result(CPU)["parts"][name]
+        if name not in parts:
+            continue
+        about = parts[name]
         machine, versions = about["machine"], about["versions"]
         lines[about["command"], about["commit"]] = (
             f"{machine['cpu'].strip()}, {machine['cpus']} CPUs, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, "
             f"load {machine['load'][0]:.1f} to {about['load_after'][0]:.1f}; torch {versions['torch']}; {about['date'][:10]}, "
             f"commit {about['commit'][:7]}; `{about['command']}`"
         )
-    return f"<sub>{'<br>'.join(lines.values())}: [{CPU}](bench/results/{CPU})</sub>"
+    where = f"[{_file.name}](bench/results/{_file.name})" if _file.parent == RESULTS else _file.name
+    return f"<sub>{'<br>'.join(lines.values())}: {where}</sub>"
+
+
+def machine(path: Path, part: str | None = None) -> str:
+    """The machine of a part of a file, of its first one if none is named."""
+    parts = result(path)["parts"]
+    about = parts[part or next(iter(parts))]["machine"]
+    return f"{about['cpu'].strip()}, {about['cpus']} CPUs, {about['threads']} thread{'s' if about['threads'] > 1 else ''}"
 
 
 def spread(row: Row) -> str:
@@ -112,19 +144,37 @@ def _fastest() -> list[Row]:
 
 
 def _outcomes(found: Sequence[Row]) -> str:
-    constants = constants_of(measured("machine"))
+    best = constants()
     body = []
     for row in found:
-        bound = None if constants is None else floor(row["case"], row["shape"], constants)
+        bound = None if best is None else floor(row["case"], row["shape"], best)
         distances = [f"{microseconds(row, who) / bound[0]:.1f}" if bound else "" for who in ("fusedrnn", "peer")]
         ours, theirs = (f"{number(rate(row, who))} {row['unit']}" for who in ("fusedrnn", "peer"))
         body.append([row["case"], text(row["shape"]), row["peer"], ours, theirs, spread(row), " / ".join(distances).strip(" /")])
     return table(["", "", "peer", "fusedrnn", "peer", "ratio", "distances to the floor"], body)
 
 
+def beside(path: Path) -> list[tuple[str, Row, Row]]:
+    """Where another file and the recorded one have a ratio of the same case, shape and peer: what it is of, the recorded row, the other."""
+    with reading(CPU):
+        recorded = {(row["case"], text(row["shape"]), row["peer"]): row for row in rows(*_RATIOS)}
+    with reading(path):
+        others = {(row["case"], text(row["shape"]), row["peer"]): row for row in rows(*_RATIOS)}
+    return [(" ".join(key), recorded[key], row) for key, row in others.items() if key in recorded]
+
+
+def constants() -> Row | None:
+    """Those of the machine, where the file has them."""
+    return constants_of(measured("machine")) if "machine" in result(_file)["parts"] else None
+
+
 def growth() -> str:
+    """The fitted power, and the factor by which a time is off it at most, where that is recorded."""
     found = [row for row in measured("growth") if "exponent" in row]
-    body = [[f"{row['axis']} from {row['values'][0]} to {row['values'][-1]}", row["who"], f"{row['exponent']:.2f}"] for row in found]
+    body = []
+    for row in found:
+        off = f" (off by {row['off']:.2f} at most)" if "off" in row else ""
+        body.append([f"{row['axis']} from {row['values'][0]} to {row['values'][-1]}", row["who"], f"{row['exponent']:.2f}{off}"])
     return table(["axis", "", "exponent"], body)
 
 
@@ -178,7 +228,7 @@ def kernels() -> str:
     return table(["", "programs x groups", "weights", "registers", "spilled", "shared KiB", "barriers a step"], body)
 
 
-KERNELS = "compile-triton-3.9.0.json"
+KERNELS = RESULTS / "compile-triton-3.9.0.json"
 
 
 def _timed(make: Callable[..., str], *names: str, parts: Sequence[str] = ()) -> Callable[[], str]:

@@ -15,7 +15,7 @@ import torch
 from . import workers
 from .case import Missing, Run, text
 from .loops import Greedy
-from .peers import eager, inductor, jax_loops
+from .peers import eager, inductor, jax_loops, onnx_models
 from .runner import Row
 
 _LIMIT = 300.0  # seconds for one process
@@ -26,6 +26,7 @@ _WAYS: dict[str, Callable[[Greedy], Run]] = {
     "torch.compile of the step": eager.greedy_compiled_step,
     "torch.compile of while_loop": inductor.greedy,
     "JAX while_loop": jax_loops.greedy,
+    "onnxruntime Loop": onnx_models.greedy,
 }
 _CACHES = ("FUSEDRNN_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
 

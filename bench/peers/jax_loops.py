@@ -16,6 +16,7 @@ from ..loops import Coupled, Greedy, Reads
 
 def _jax() -> Any:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("NPROC", str(torch.get_num_threads()))  # of XLA's threads, read when the first function is compiled
     if torch.get_num_threads() == 1 and "xla_cpu_multi_thread_eigen" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     try:

@@ -74,10 +74,67 @@ def test_an_axis_that_no_case_has_is_refused(asked, capsys):
     assert "no case that is asked for has an axis rows; they have B, H, T, V, dtype, layers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["V=abc", "T=8,x"])
+def test_a_value_of_another_kind_is_refused(asked, capsys, given):
+    assert asked("--only", "decode", "--set", given)[0] == 2
+    assert f"--set {given[0]}=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["H", "H=", "=3"])
 def test_what_is_no_axis_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match=r"is not AXIS=V\[,V\]"):
         cpu._axis(text)
+
+
+@pytest.mark.parametrize(("arguments", "fault"), [
+    (["--guard"], "--guard knows the shapes of --quick alone"), (["--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+])  # fmt: skip
+def test_what_cannot_end_well_is_refused_before_anything_is_measured(asked, capsys, arguments, fault):
+    assert command.main(["cpu", "--only", "decode", *arguments]) == 2
+    assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--pairs", "0"], ["--threads", "-1"], ["--pairs", "x"]])
+def test_counts_are_from_one_on(given, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["cpu", *given])
+    assert "is not a number from 1 on" in capsys.readouterr().err
+
+
+def test_quick_is_on_one_thread_unless_told(asked, monkeypatch):
+    threads = []
+    monkeypatch.setattr(cpu.torch, "set_num_threads", threads.append)
+    for arguments in (["--quick"], ["--quick", "--threads", "2"], ["--threads", "3"]):
+        asked("--only", "decode", *arguments)
+    assert threads == [1, 2, 3]
+
+
+def test_a_busy_machine_is_told():
+    assert cpu._busy(0.3, 2, 2) is None
+    assert cpu._busy(6.0, 1, 8) is None
+    assert "--threads 1" not in cpu._busy(6.0, 1, 2)
+    assert "load is 1.0 on 2 CPUs and 2 threads" in cpu._busy(1.0, 2, 2)
+    assert cpu._busy(1.0, 2, 2).endswith("--threads 1 is fairer")
+
+
+def test_ctrl_c_leaves_what_was_written(asked, monkeypatch, tmp_path, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    asked("--only", "decode")
+    monkeypatch.setitem(cpu._PARTS, "calls", SimpleNamespace(measure=interrupted))
+    path = tmp_path / "stopped.json"
+    assert command.main(["cpu", "--only", "decode", "calls", "--json", str(path)]) == 130
+    assert list(json.loads(path.read_text())["parts"]) == ["decode"]
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command_line", [["floor", "/nowhere.json"], ["report", "--results", "/nowhere.json"], ["report", "--readme", "/nowhere"]]
+)
+def test_a_file_that_is_not_there_is_told_in_a_line(command_line, capsys):
+    assert command.main(command_line) == 2
+    assert "/nowhere" in capsys.readouterr().err
 
 
 def test_numbers_are_rounded_to_what_a_clock_is_worth():

@@ -63,6 +63,10 @@ def test_the_command_prints_bound_and_distance(tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[1].split()
     assert line[:7] == ["sequence", "lstm", "H=512", "B=64", "T=8", "float32", f"{bound:,.1f}"]
     assert (line[9], line[-1]) == ("2.0", "4.0")
+    row["peer_median_seconds"] = bound * 7e-6  # of eight steps
+    path.write_text(json.dumps({"parts": {"machine": {"rows": [CONSTANTS]}, "sequence": {"rows": [row]}}}))
+    assert command.run(argparse.Namespace(results=path, constants=None)) == 1
+    assert "1 times are below it" in capsys.readouterr().err
 
 
 def test_without_constants_it_says_what_measures_them(tmp_path, capsys):

@@ -31,22 +31,47 @@ def test_without_one_of_them_there_are_none(left_out):
     assert floor_gpu.constants([row for place, row in enumerate(MEASURED) if place != left_out]) is None
 
 
-def test_a_step_is_a_barrier_an_exchange_and_reading_the_weights():
-    weights = 4 * 512 * 512 * 2
-    expected = 1.0 + 0.25 + 50 * 8 * 512 * 2 / 1e6 + weights / (1e7 * 0.5)  # half of the multiprocessors take part
-    assert floor_gpu.floor(ROW, floor_gpu.constants(MEASURED)) == pytest.approx(expected)
+WEIGHTS = 4 * 512 * 512 * 2
+
+
+def test_a_step_is_what_the_best_number_of_programs_takes():
+    constants = floor_gpu.constants(MEASURED)
+    by_programs = {
+        1: WEIGHTS * 100 / (1e7 * 1),
+        2: 0.5 + 0.25 + 2 * 8 * 512 * 2 / 1e6 + WEIGHTS * 100 / (1e7 * 31),  # up to 31 programs meet no faster than 2
+        32: 1.0 + 0.25 + 32 * 8 * 512 * 2 / 1e6 + WEIGHTS * 100 / (1e7 * 100),
+    }
+    assert floor_gpu.floor(ROW, constants) == pytest.approx(min(by_programs.values()))
+    assert min(by_programs, key=by_programs.get) == 2
+    slow = [row | {"us": 0.99} if row.get("programs") == 2 else row for row in MEASURED]  # then many are as good
+    assert floor_gpu.floor(ROW, floor_gpu.constants(slow)) == pytest.approx(min(by_programs[32], by_programs[2] + 0.49))
+
+
+def test_it_knows_no_plan():
+    constants = floor_gpu.constants(MEASURED)
+    assert floor_gpu.floor(ROW | {"programs": 1, "groups": 8, "barriers": 7}, constants) == floor_gpu.floor(ROW, constants)
+    peers = {name: ROW[name] for name in ("cell", "H", "B", "T", "dtype", "us")} | {"part": "peers"}
+    assert floor_gpu.floor(peers, constants) == floor_gpu.floor(ROW, constants)
 
 
 def test_one_program_has_no_barrier():
-    found = floor_gpu.floor(ROW | {"programs": 1, "H": 64}, floor_gpu.constants(MEASURED))
+    found = floor_gpu.floor(ROW | {"H": 64}, floor_gpu.constants(MEASURED))
     assert found == pytest.approx(4 * 64 * 64 * 2 / (1e7 / 100))
 
 
-def test_a_decode_has_the_projection_too():
-    decode = ROW | {"part": "decode", "model": "lstm", "V": 1000, "barriers": 2, "steps": 5}
-    extra = 1.25 + 1000 * 512 * 2 / (1e7 * 0.5)
+def test_many_rows_are_bound_by_products():
+    rows = 10_000
+    found = floor_gpu.floor(ROW | {"H": 64, "B": rows}, floor_gpu.constants(MEASURED))
+    assert found == pytest.approx(rows * 4 * 64 * 64 / 1e8)
+
+
+def test_a_decode_meets_twice_and_has_the_projection_too():
+    decode = ROW | {"part": "decode", "model": "lstm", "V": 1000, "steps": 5, "who": "persistent"}
+    del decode["cell"]
     constants = floor_gpu.constants(MEASURED)
+    extra = 0.75 + 1000 * 512 * 2 * 100 / (1e7 * 31)
     assert floor_gpu.floor(decode, constants) == pytest.approx(floor_gpu.floor(ROW, constants) + extra)
+    assert floor_gpu.floor(decode | {"who": "stepwise"}, constants) is None
     assert floor_gpu.microseconds(decode) == 2.0
 
 

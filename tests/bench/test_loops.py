@@ -41,3 +41,15 @@ def test_decodes_may_part_where_two_tokens_are_as_good():
             parameter[other[2, 1]] = parameter[tokens[2, 1]]
     assert greedy.disagreement(tokens, other) is None
     assert greedy.disagreement(tokens, tokens[:2]) == "tokens have shape [4, 2], the peer's [2, 2]"
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: Reads.made("lstm", 4, 2, 3, torch.float32), lambda: Greedy.made("gru", 4, 9, 2, 3, torch.float32)]
+)
+def test_inputs_count_as_new_in_every_call(made):
+    with torch.no_grad():
+        work = made()
+        call = work.fused().call
+        x = work.x if isinstance(work, Reads) else work.state
+        versions = [x._version for _ in range(3) if call() is not None]
+    assert len(set(versions)) == 3

@@ -49,7 +49,19 @@ def test_short_calls_are_timed_many_at_once(clock):
 
 
 def test_a_returned_float_is_its_own_measurement(clock):
-    assert measure.timed(lambda: clock(5.0) or 0.25) == 0.25
+    told = iter([0.25, 0.75])
+    assert measure.timed(lambda: clock(5.0) or next(told), calls=2) == 0.5
+
+
+def test_one_call_is_warmed_as_many_are_and_long_ones_are_not(clock):
+    calls = {"short": 0, "long": 0}
+
+    def takes(name, seconds):
+        calls[name] += 1
+        clock(seconds)
+
+    measure.compared(lambda: takes("short", 0.03), lambda: takes("long", 0.5), 3)
+    assert calls == {"short": 1 + 3 * 2, "long": 1 + 3}
 
 
 def test_long_work_has_fewer_pairs_but_three(clock):

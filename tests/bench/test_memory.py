@@ -2,6 +2,10 @@
 
 import argparse
 
+import pytest
+import torch
+
+import fusedrnn
 from bench import memory, workers
 
 
@@ -18,3 +22,11 @@ def test_rows(monkeypatch, tmp_path, capsys):
     path = tmp_path / "memory.json"
     assert memory.run(argparse.Namespace(hidden=4, rows=2, steps=[8], json=path)) == 1
     assert memory.run(argparse.Namespace(hidden=4, rows=2, steps=[16], json=path)) == 0
+
+
+@pytest.mark.parametrize("how", ["the cell in a loop", "nn.LSTM"])
+def test_every_way_trains_the_cell(how):
+    hidden = 4
+    cell = torch.nn.LSTM(hidden, hidden) if how == "nn.LSTM" else fusedrnn.LSTMCell(hidden, hidden)
+    memory._step(how, cell, torch.randn(3, 2, hidden))
+    assert all(parameter.grad.abs().max() > 0 for parameter in cell.parameters())

@@ -1,5 +1,7 @@
 """Cases, run: rows, faults, peers that are missing, and fitted powers."""
 
+import dataclasses
+
 import pytest
 
 from bench import runner
@@ -43,6 +45,32 @@ def test_a_missing_peer_is_told_once_and_the_others_run(capsys):
     assert capsys.readouterr().out.count("other is left out: no module named other; pip install other") == 1
 
 
+def failing(work):
+    raise RuntimeError("no such operator\nand more")
+
+
+def test_a_peer_that_fails_is_told_once_and_the_others_run(capsys):
+    rows = runner.run(case(other=Peer(failing), late=Peer(lambda work: Run(failing_call)), itself=Peer(lambda work: work.fused())), 3)
+    assert [row["peer"] for row in rows] == ["itself", "itself"]
+    out = capsys.readouterr().out
+    assert out.count("other is left out: it fails: RuntimeError: no such operator\n") == 1
+    assert out.count("late is left out: it fails: RuntimeError: late\n") == 1
+
+
+def failing_call():
+    raise RuntimeError("late")
+
+
+def test_work_that_lacks_a_package_is_told_and_fits_nothing(capsys):
+    lacking = dataclasses.replace(case(itself=Peer(lambda work: work.fused())), make=missing, fit=("T",))
+    assert runner.run(lacking, 3) == []
+    assert capsys.readouterr().out.count("sum is left out: no module named other; pip install other") == 1
+
+
+def test_without_a_peer_that_is_asked_nothing_is_fitted():
+    assert runner.run(dataclasses.replace(case(itself=Peer(lambda work: work.fused())), fit=("T",)), 3, only="nobody") == []
+
+
 def test_peers_are_asked_where_they_are_declared():
     rows = runner.run(case(late=Peer(lambda work: work.fused(), lambda shape: shape["T"] > 10)), 3)
     assert [row["shape"] for row in rows] == [{"T": 20}]
@@ -58,6 +86,14 @@ def test_the_fitted_power():
     assert runner.exponent({1: 3.0, 10: 300.0, 100: 30000.0}) == pytest.approx(2.0)
 
 
+def test_a_time_off_the_power_is_told():
+    times = {1: 1.0, 2: 2.0, 4: 8.0}
+    rows = [{"shape": {"T": at}, "peer": "a", "ratio": 1.0, "fusedrnn_median_seconds": seconds} for at, seconds in times.items()]
+    found = runner.fitted(rows, case(), "T", "fusedrnn")
+    assert found["exponent"] == pytest.approx(1.5)
+    assert found["off"] == pytest.approx(2 ** (1 / 3))  # 1, 2, 8 beside 0.89, 2.52, 7.13
+
+
 def test_fits_use_rows_that_differ_in_the_axis_alone():
     def row(steps, rows, seconds):
         times = {"fusedrnn_median_seconds": seconds, "peer_median_seconds": 2 * seconds**2, "ratio": 1.0}
@@ -66,6 +102,7 @@ def test_fits_use_rows_that_differ_in_the_axis_alone():
     rows = [row(1, 8, 1.0), row(2, 8, 2.0), row(4, 8, 4.0), row(4, 16, 100.0)]
     assert runner.fitted(rows, case(), "T", "fusedrnn") == {
         "case": "sum", "axis": "T", "who": "fusedrnn", "values": [1, 2, 4], "seconds": [1.0, 2.0, 4.0], "exponent": pytest.approx(1.0),
+        "off": pytest.approx(1.0),
     }  # fmt: skip
     assert runner.fitted(rows, case(), "T", "a")["exponent"] == pytest.approx(2.0)
     assert runner.fitted(rows, case(), "B", "fusedrnn")["values"] == [8]

@@ -75,6 +75,12 @@ def test_growth():
     assert tables.growth().splitlines()[2:] == ["| T from 8 to 32 | fusedrnn | 1.00 |"]
 
 
+def test_growth_tells_how_far_times_are_off_the_power(monkeypatch):
+    rows = [ROWS["growth"][0] | {"off": 1.234}]
+    monkeypatch.setattr(tables, "result", lambda name: result(growth=rows))
+    assert tables.growth().splitlines()[2:] == ["| T from 8 to 32 | fusedrnn | 1.00 (off by 1.23 at most) |"]
+
+
 ONE = "A CPU, 2 CPUs, 1 thread, load 0.5 to 1.5; torch 2.13.0; 2026-11-28, commit 0123456; `python -m bench cpu`"
 
 

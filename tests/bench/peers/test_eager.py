@@ -42,3 +42,16 @@ def test_a_decode_stops_when_every_row_has_ended():
     tokens = eager.greedy_loop(greedy).results()[0]
     assert len(tokens) < 9
     assert torch.equal(tokens, greedy.loop("reference")().emit_ta.stack())
+
+
+def test_layers_are_not_in_training_mode_and_nothing_is_kept_for_gradients(monkeypatch):
+    seen = []
+    forward = torch.nn.LSTM.forward
+
+    def watched(self, *inputs):
+        seen.append((self.training, torch.is_inference_mode_enabled()))
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", watched)
+    eager.layer(Reads.made("lstm", 6, 3, 5, torch.float32)).call()
+    assert seen == [(False, True)]
