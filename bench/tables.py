@@ -77,13 +77,29 @@ def source(*names: str) -> str:
             continue
         about = parts[name]
         machine, versions = about["machine"], about["versions"]
+        here = [other for other in names if parts.get(other, {}).get("command") == about["command"]]
         lines[about["command"], about["commit"]] = (
             f"{machine['cpu'].strip()}, {machine['cpus']} CPUs, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}, "
             f"load {machine['load'][0]:.1f} to {about['load_after'][0]:.1f}; torch {versions['torch']}; {about['date'][:10]}, "
-            f"commit {about['commit'][:7]}; `{about['command']}`"
+            f"commit {about['commit'][:7]}; `{alone(about['command'], here)}`"
         )
     where = f"[{_file.name}](bench/results/{_file.name})" if _file.parent == RESULTS else _file.name
     return f"<sub>{'<br>'.join(lines.values())}: {where}</sub>"
+
+
+def alone(command: str, parts: Sequence[str]) -> str:
+    """What measures some parts as a recorded command did that may have measured more, and wrote them."""
+    words, kept = iter([*command.split(), "--"]), []
+    word = next(words)
+    while word != "--":
+        option, values = word, list[str]()
+        while not (word := next(words)).startswith("--"):
+            values.append(word)
+        if option == "--tensorflow" and "g2p" in parts:
+            kept += [option, "PYTHON"]
+        elif option not in ("--tensorflow", "--only", "--json", "--update"):
+            kept += [option, *values]
+    return " ".join([*kept, "--only", *parts])
 
 
 def machine(path: Path, part: str | None = None) -> str:

@@ -81,18 +81,32 @@ def test_growth_tells_how_far_times_are_off_the_power(monkeypatch):
     assert tables.growth().splitlines()[2:] == ["| T from 8 to 32 | fusedrnn | 1.00 (off by 1.23 at most) |"]
 
 
-ONE = "A CPU, 2 CPUs, 1 thread, load 0.5 to 1.5; torch 2.13.0; 2026-11-28, commit 0123456; `python -m bench cpu`"
+ONE = "A CPU, 2 CPUs, 1 thread, load 0.5 to 1.5; torch 2.13.0; 2026-11-28, commit 0123456; `python -m bench cpu --only %s`"
 
 
 def test_every_figure_has_its_machine_and_command():
-    assert tables.source("sequence", "g2p") == f"<sub>{ONE}: [cpu2.json](bench/results/cpu2.json)</sub>"
-    for name in ("sequence", "wins", "ties", "losses", "growth"):
-        assert tables.TABLES[name]().endswith(tables.source("sequence"))
+    assert tables.source("sequence", "g2p") == f"<sub>{ONE % 'sequence g2p'}: [cpu2.json](bench/results/cpu2.json)</sub>"
+    for name in ("sequence", "growth"):
+        assert tables.TABLES[name]().endswith(tables.source(name))
+    for name in ("wins", "ties", "losses"):
+        assert tables.TABLES[name]().endswith(tables.source("g2p", "sequence", "layer_norm", "custom", "ragged", "decode", "training"))
 
 
 def test_parts_of_several_runs_tell_each(monkeypatch):
     made = result()
     made["parts"]["g2p"] |= {"command": "python -m bench cpu --only g2p"}
     monkeypatch.setattr(tables, "result", lambda name: made)
-    other = ONE.replace("bench cpu`", "bench cpu --only g2p`")
-    assert tables.source("sequence", "growth", "g2p") == f"<sub>{ONE}<br>{other}: [cpu2.json](bench/results/cpu2.json)</sub>"
+    both = f"{ONE % 'sequence growth'}<br>{ONE % 'g2p'}"
+    assert tables.source("sequence", "growth", "g2p") == f"<sub>{both}: [cpu2.json](bench/results/cpu2.json)</sub>"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "parts", "told"),
+    [
+        ("python -m bench cpu --threads 1 --tensorflow /a/b --json c.json", ["g2p"], "--threads 1 --tensorflow PYTHON --only g2p"),
+        ("python -m bench cpu --only g2p decode --pairs 5 --json c.json --update", ["decode"], "--pairs 5 --only decode"),
+        ("python -m bench cpu --set H=1 T=2", ["ragged", "custom"], "--set H=1 T=2 --only ragged custom"),
+    ],
+)
+def test_a_table_tells_the_command_that_measures_it_alone(recorded, parts, told):
+    assert tables.alone(recorded, parts) == f"python -m bench cpu {told}"
