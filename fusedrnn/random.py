@@ -29,7 +29,7 @@ def philox(key: torch.Tensor, c0: torch.Tensor, c1: int | torch.Tensor, c2: int,
     Args:
         key: int64, the 64-bit key; broadcasts with ``c0``.
         c0: int64 in [0, 2^32), the first counter word.
-        c1, c2, c3: the other counter words, in [0, 2^32); c1 also as a 0-d int64 tensor on key's device.
+        c1, c2, c3: the other counter words, in [0, 2^32); c1 also as an int64 tensor on key's device that broadcasts with ``c0``.
 
     Returns:
         int64 in [0, 2^32), of the broadcast shape.

@@ -112,7 +112,7 @@ class Locality:
             return rule(self, node)
         if not operands or node.target in _NEW:
             return self._of_made(node) if isinstance(value(node), torch.Tensor) else None
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in _POINTWISE:
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in POINTWISE:
             return self._of_broadcast(node, [operand for operand in node.all_input_nodes if operand in self.rows])
         raise Mixes(node, "is not known to keep rows apart")
 
@@ -121,7 +121,7 @@ class Locality:
         places = [place for place, size in enumerate(shape(node)) if size == self.batch]
         if any(self.batch in size.free_symbols for size in shape(node)) and len(places) != 1:
             raise Mixes(node, "has a size that depends on the batch size")
-        if places and node.target not in _FILLS and any(operand in self.rows for operand in node.all_input_nodes):
+        if places and node.target not in FILLS and any(operand in self.rows for operand in node.all_input_nodes):
             raise Mixes(node, "is not known to keep rows apart")
         return Rows(places[0]) if places else None
 
@@ -442,14 +442,14 @@ FOLDS = {
     aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.amax.default, aten.max.default, aten.amin.default,
     aten.min.default, aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims,
 }  # fmt: skip
-_FILLS = {
+FILLS = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.scalar_tensor.default,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_full.default,
     aten.new_ones.default,
     aten.expand.default, aten.repeat.default,
 }  # fmt: skip
 _NEW = {aten.new_zeros.default, aten.new_full.default, aten.new_ones.default}  # of what they are made from only the kind counts
-_POINTWISE = {
+POINTWISE = {
     aten._to_copy.default, aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
     aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, aten.masked_fill.Scalar, aten.masked_fill.Tensor,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.fill.Scalar, aten.fill.Tensor, aten.copy.default,

@@ -1,0 +1,331 @@
+"""A batch whose rows come and go. In: a loop over slots and what new rows begin with; out: a few steps of all rows at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .. import branches, contract, executors, frames, trees
+from ..capture import cache
+from ..capture.program import Program, Source
+from ..capture.refusal import NotCapturable
+from ..contract import Call, LoopFn, Port, Start
+from ..errors import PlanError
+from ..executors import native, warm
+from ..executors.captured import refuse_surroundings
+from ..executors.native_call import End
+from ..frames import Frame
+from ..optimise.graph import aten
+from ..optimise.hoist import tokens
+from .program import Staggered, staggered
+
+_PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tensor that loop_fn closes over and that holds something of each slot.
+
+    Attributes:
+        tensor: with the slots along ``dim``. The engine writes into it.
+        dim: 0 for ``[slots, ...]``; 1 for ``[T, slots, ...]``, which loop_fn reads as ``tensor[time]``.
+    """
+
+    tensor: torch.Tensor
+    dim: int = 0
+
+
+@dataclass
+class Launch:
+    """What a few steps made.
+
+    Attributes:
+        steps: how many there were.
+        taken: ``[slots]`` int32: how many of them each row took.
+        finished: ``[slots]`` bool: rows that finished, or held no request.
+        emits: of each leaf of the emit ``[steps, slots, ...]``; a row's own are the first ``taken``.
+        failed: rows that looked where there is nothing. They took no step.
+    """
+
+    steps: int
+    taken: npt.NDArray[np.int32]
+    finished: npt.NDArray[np.bool_]
+    emits: list[npt.NDArray[Any]]
+    failed: set[int] = field(default_factory=set)
+
+
+class _Embeddings:
+    """What `Warm.made` asks a compiled loop for."""
+
+    executor = "native"
+
+    def __init__(self, embeddings: Mapping[int, int]) -> None:
+        self.embeddings = embeddings
+
+    def fits(self, batch: int, tensors: Sequence[torch.Tensor]) -> bool:
+        return True
+
+    def looked_at(self, tokens: frozenset[int]) -> set[int]:
+        return set()
+
+    bound: Any = None
+
+
+class Slots:
+    """A loop over a fixed number of slots, each empty or at a step of its own.
+
+    A row's results have the same bits whatever the other slots hold and whichever slot it has: the program keeps rows apart, each element
+    of a product is summed in one order, and nothing of rows is computed outside of the loop.
+
+    Args:
+        cell, loop_fn: as for `fusedrnn.raw_rnn`; the batch is the slots.
+        rows: by name, the closed-over tensors that hold something of each slot.
+
+    Raises:
+        PlanError: the loop cannot be served; ``.reason`` says what stands in the way, ``.location`` where.
+    """
+
+    def __init__(self, cell: Any, loop_fn: LoopFn, rows: Mapping[str, Row]) -> None:
+        self.rows = dict(rows)
+        self._call = Call.checked(cell, loop_fn)
+        self._calls: dict[int, Call] = {}
+        executors.choose("native")
+        try:
+            with torch.no_grad(), frames.running() as frame, branches.taken():
+                self._prepare(frame)
+        except NotCapturable as refused:
+            raise PlanError(refused.reason, refused.location) from refused
+        self.count = self._begun.batch
+        self.state = [torch.zeros(leaf.shape or (), dtype=leaf.dtype) for leaf in self._staggered.program.state_port.leaves]
+        self.finished = torch.ones(self.count, dtype=torch.bool)
+
+    def _prepare(self, frame: Frame) -> None:
+        begun = contract.start(self._call, frame)
+        if begun.device.type != "cpu":
+            raise NotCapturable(f"serving runs on the CPU, this loop is on {begun.device}: move the model there")
+        refuse_surroundings(begun)
+        program, self._tensors = cache.captured(self._call, frame, begun)
+        self._check_rows(begun.batch)
+        _, moved = tokens(program)
+        first = warm.Warm.made(self._call, begun, program, self._tensors, _Embeddings(moved.embeddings))  # type: ignore[arg-type]
+        if first is None:
+            raise NotCapturable("what loop_fn does at time 0 cannot be captured: let it only hand on what it closes over, and look tokens up")
+        _refuse_products(first)
+        known = frozenset(target.place for target in (*first.first.targets, *[target for target, _ in first.first.known]) if target.kind == "token")
+        self._first = first
+        self._staggered: Staggered = staggered(program, begun, known)
+        self._begun = self._bare(begun)
+        self._native = native.compiled(self._staggered.program)
+        source = self._native.source
+        if source.mixes is not None or source.locality is None:
+            mixes = source.mixes
+            raise NotCapturable(f"rows of this loop depend on one another: {mixes}", None if mixes is None else mixes.location)
+        if not source.retires:
+            raise NotCapturable("something of a finished row can be seen by other rows")
+
+    def _bare(self, begun: Start) -> Start:
+        program = self._staggered.program
+        return Start(
+            begun.batch, begun.device, begun.finished, [], program.inputs_port, [], program.state_port, None, None, program.emits(begun.batch)
+        )  # fmt: skip
+
+    def _check_rows(self, batch: int) -> None:
+        for name, row in self.rows.items():
+            if row.tensor.ndim <= row.dim or row.tensor.shape[row.dim] != batch:
+                raise ValueError(f"{name} must have the {batch} slots in dimension {row.dim}, got shape {list(row.tensor.shape)}")
+            if not any(tensor is row.tensor for tensor in self._tensors):
+                raise ValueError(f"{name} is not among the tensors that loop_fn closes over")
+
+    @property
+    def program(self) -> Program:
+        return self._staggered.program
+
+    @property
+    def emit_port(self) -> Port:
+        """The structure of an emit."""
+        return self._staggered.program.emit_port
+
+    def checked(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Whether a request's values fit their rows.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a value has another dtype or shape.
+        """
+        if values.keys() != self.rows.keys():
+            raise ValueError(f"a request must give {', '.join(sorted(self.rows))}; got {', '.join(sorted(values)) or 'nothing'}")
+        for name, value in values.items():
+            row = self.rows[name]
+            tensor = row.tensor
+            room = [*tensor.shape[: row.dim], *tensor.shape[row.dim + 1 :]]
+            value = torch.as_tensor(value)
+            if value.dtype != tensor.dtype:
+                raise ValueError(f"{name} must be {tensor.dtype}, got {value.dtype}")
+            fits = list(value.shape) == room or (row.dim == 1 and list(value.shape[1:]) == room[1:] and value.ndim == len(room))
+            if not fits or (room and value.shape[:1] > tuple(room[:1])):
+                raise ValueError(f"{name} must have shape {room}{' or fewer in the first dimension' * row.dim}, got {list(value.shape)}")
+
+    def admit(self, admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[int, Exception]:
+        """Begin rows in empty slots, which are zeroed first.
+
+        Args:
+            admitted: by slot the values of its rows; shorter ones along time are filled up with zeros.
+
+        Returns:
+            By slot what is wrong with a request that cannot begin; its slot stays empty.
+        """
+        wrong: dict[int, Exception] = {}
+        for slot, values in admitted.items():
+            try:
+                self.checked(values)
+            except (ValueError, TypeError) as error:
+                wrong[slot] = error
+                continue
+            self._write(slot, values)
+        begin = [slot for slot in admitted if slot not in wrong]
+        if not begin or self._begin(begin):
+            return wrong
+        for slot in begin:  # one of them looks where there is nothing: each by itself
+            self._clear(slot)
+        for slot in begin:
+            self._write(slot, admitted[slot])
+            if not self._begin([slot]):
+                self._clear(slot)
+                wrong[slot] = IndexError("the request looks at time 0 where there is nothing, such as up a token outside of the embedding")
+        return wrong
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Let go of rows."""
+        for slot in slots:
+            self.finished[slot] = True
+
+    def _write(self, slot: int, values: Mapping[str, torch.Tensor]) -> None:
+        self._clear(slot)
+        for name, value in values.items():
+            row = self.rows[name]
+            to = row.tensor.select(row.dim, slot)
+            value = torch.as_tensor(value)
+            (to[: len(value)] if value.ndim else to).copy_(value)
+
+    def _clear(self, slot: int) -> None:
+        for row in self.rows.values():
+            row.tensor.select(row.dim, slot).zero_()
+        for leaf in self.state:
+            leaf[slot].zero_()
+        self.finished[slot] = True
+
+    @torch.no_grad()
+    def _begin(self, slots: Sequence[int]) -> bool:
+        """Take over for these rows what loop_fn makes at time 0; False where one of them looks where there is nothing."""
+        try:
+            started = self._first.started(self._tensors, Frame(0))
+        except (IndexError, RuntimeError):
+            return False
+        if started is None:
+            return False
+        begun, first_tokens = started
+        index = torch.tensor(slots)
+        for leaf, source in zip(self.state, self._staggered.leaves, strict=True):
+            made = self._at_start(source, begun, first_tokens)
+            rows = made.expand(len(slots), *leaf.shape[1:]) if made.ndim < leaf.ndim else made.index_select(0, index)
+            leaf.index_copy_(0, index, rows)
+        self.finished.index_copy_(0, index, begun.finished.index_select(0, index))
+        return True
+
+    def _at_start(self, source: Source, begun: Start, first_tokens: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        if source.kind == "time":
+            return torch.ones((), dtype=torch.int32)
+        if source.kind == "token":
+            return first_tokens[source.place]
+        found: torch.Tensor = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}[source.kind][source.place]
+        return found
+
+    @torch.no_grad()
+    def launch(self, steps: int) -> Launch:
+        """At most so many steps of every row that has not finished."""
+        live = torch.nonzero(~self.finished).flatten().tolist()
+        made = self._launch(live, steps)
+        if made.failed:
+            self.free(sorted(made.failed))
+        return made
+
+    def _launch(self, live: list[int], steps: int) -> Launch:
+        finished = torch.ones_like(self.finished)
+        finished[live] = False
+        ended = self._run(finished, steps)
+        if ended is not None:
+            self.state, self.finished = ended.leaves["state"], ended.finished
+            emits = [_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))]
+            return Launch(ended.steps, ended.lengths.numpy(), ended.finished.numpy(), emits)
+        if len(live) == 1:
+            self.finished = finished.clone().fill_(True)
+            return self._nothing(live[0])
+        # A row looked where there is nothing, which stops all of them: half of them at a time, from where they stood.
+        before, parts = self.state, []
+        for rows in (live[: len(live) // 2], live[len(live) // 2 :]):
+            self.state = before
+            parts.append((torch.tensor(rows), self._launch(rows, steps), self.state, self.finished))
+        return self._joined(before, parts)
+
+    def _nothing(self, row: int) -> Launch:
+        leaves = self._begun.emit_port.leaves if self._begun.emit_port is not None else []
+        emits = [_array(torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype)) for leaf in leaves]
+        return Launch(0, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), emits, {row})
+
+    def _joined(self, before: list[torch.Tensor], parts: list[tuple[torch.Tensor, Launch, list[torch.Tensor], torch.Tensor]]) -> Launch:
+        """What rows made that ran one part after the other."""
+        steps = max(launch.steps for _, launch, _, _ in parts)
+        self.state, self.finished = [leaf.clone() for leaf in before], torch.ones_like(self.finished)
+        whole = Launch(steps, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), [])
+        first = parts[0][1]
+        whole.emits = [np.zeros((steps, *emit.shape[1:]), emit.dtype) for emit in first.emits]
+        for rows, launch, state, finished in parts:
+            for leaf, made in zip(self.state, state, strict=True):
+                leaf.index_copy_(0, rows, made.index_select(0, rows))
+            self.finished.index_copy_(0, rows, finished.index_select(0, rows))
+            at = rows.numpy()
+            whole.taken[at], whole.finished[at] = launch.taken[at], launch.finished[at]
+            for emit, made_emit in zip(whole.emits, launch.emits, strict=True):
+                emit[: launch.steps, at] = made_emit[:, at]
+            whole.failed |= launch.failed
+        return whole
+
+    def _run(self, finished: torch.Tensor, steps: int) -> End | None:
+        call = self._calls.get(steps)
+        if call is None:
+            call = self._calls[steps] = dataclasses.replace(self._call, max_steps=steps)
+        begun = dataclasses.replace(self._begun, finished=finished, state=self.state)
+        return self._native.bound(self._staggered.program, call, begun, self._tensors, None, {}).run()
+
+    def final_state(self, slot: int) -> Any:
+        """The cell's state of a row, as a tree of its own tensors ``[...]``."""
+        program = self._first.program
+        leaves = [torch.empty(0)] * len(program.state_port.leaves)
+        for leaf, source in zip(self.state, self._staggered.leaves, strict=True):
+            if source.kind == "state":
+                leaves[source.place] = leaf[slot].clone()
+        return program.state_port.tree(leaves)
+
+    def emit_tree(self, leaves: list[Any]) -> trees.Tree:
+        """The leaves of an emit as loop_fn has them."""
+        return self.emit_port.tree(leaves)
+
+
+def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    made: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return made
+
+
+def _refuse_products(first: warm.Warm) -> None:
+    """At time 0 all slots are computed at once, by torch, whose products have other bits in other places of the batch."""
+    run: Callable[..., Any] | None = first.first.run
+    if run is None:
+        return
+    for node in run.__self__.graph.nodes:  # type: ignore[attr-defined]
+        if node.target in _PRODUCTS:
+            raise NotCapturable("loop_fn multiplies at time 0: let `admit` do that, and close over its result", node.meta.get("stack_trace"))
