@@ -69,7 +69,7 @@ class _PerRow:
     def _change(self, node: Node) -> None:
         if node.target is aten.sym_size.int:
             made = self._of(node)
-            node.args = (made, node.args[1] % (value(made).ndim - 1) + 1)  # type: ignore[operator]
+            node.args = (made, node.args[1] % (value(made).ndim - 1) + 1)
         elif self.locality.of(node) is None:
             rule = _rule(node)
             if rule is None:
@@ -86,7 +86,8 @@ class _PerRow:
         if node.target is ops.read:
             made = self._read_of_rows(node)
         elif node.target is ops.draw and node.args[0] not in self.lifted:
-            made = call(self.graph, ops.draw, *[self.lifted.get(a, a) for a in node.args], like=node)  # type: ignore[call-overload]
+            operands: list[Any] = [self.lifted.get(operand, operand) if isinstance(operand, Node) else operand for operand in node.args]
+            made = call(self.graph, ops.draw, *operands, like=node)
         elif node.target is aten.expand.default or _is_pointwise(node):
             made = self._pointwise(node)
         elif node.target in FILLS:
@@ -249,7 +250,8 @@ class _PerRow:
 
 _Rule = Callable[[_PerRow, Node], Node]
 _OVER_ALL = {
-    aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim, aten.any.default: aten.any.dims, aten.all.default: aten.all.dims,
+    aten.sum.default: aten.sum.dim_IntList, aten.mean.default: aten.mean.dim,
+    aten.any.default: aten.any.dims, aten.all.default: aten.all.dims,
     aten.max.default: aten.amax.default, aten.min.default: aten.amin.default,
 }  # fmt: skip
 _RULES: dict[Any, _Rule] = {
@@ -279,7 +281,7 @@ def depends_on_place(graph: Graph, locality: Locality) -> Node | None:
             for user in node.users:
                 indexes = user.target in (aten.index.Tensor, aten.index_put.default) and node in user.args[1]  # type: ignore[operator]
                 if user not in locality.row_ids and not indexes and user.target is not aten.sym_size.int:
-                    return user  # type: ignore[no-any-return]
+                    return user
     return None
 
 

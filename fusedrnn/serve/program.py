@@ -49,17 +49,21 @@ def staggered(program: Program, begun: Start, token_inputs: frozenset[int]) -> S
         token_inputs: the inputs whose first tokens are known; the others are carried as they are.
 
     Raises:
-        NotCapturable: rows depend on one another, on their place in the batch or on a seed of the loop, or the step does what cannot be done
-            row by row.
+        NotCapturable: rows depend on one another, on their place in the batch or on a seed of the loop, or the step does what has no
+            value for each row.
     """
     _refuse(program)
+    key = f"staggered {sorted(token_inputs)}"
     try:
-        return _staggered(program, begun, token_inputs)
+        if key not in program.plans:
+            program.plans[key] = _staggered(program, begun, token_inputs)
+        made: Staggered = program.plans[key]
     except Mixes as mixes:
         raise NotCapturable(
             f"rows of this loop depend on one another or on one step for all: {mixes.reason}; serving needs rows that stand alone",
             mixes.location,
         ) from mixes
+    return made
 
 
 def _refuse(program: Program) -> None:
@@ -96,7 +100,7 @@ def _staggered(program: Program, begun: Start, token_inputs: frozenset[int]) -> 
     placed = depends_on_place(graph, locality)
     if placed is not None:
         raise NotCapturable(
-            "the step makes something of a row's place in the batch, and a request may be in any: give each row what it needs in a tensor [B]",
+            "the step makes something of a row's place in the batch, and a request may be in any: give rows what they need in a tensor [B]",
             location(placed),
         )
     return _carried(program, begun, module, sources, locality)

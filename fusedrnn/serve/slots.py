@@ -102,7 +102,8 @@ class Slots:
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
         self.count = self._begun.batch
-        self.state = [torch.zeros(leaf.shape or (), dtype=leaf.dtype) for leaf in self._staggered.program.state_port.leaves]
+        leaves = self._staggered.program.state_port.leaves
+        self.state = [torch.zeros(self.count, *(leaf.shape or ())[1:], dtype=leaf.dtype) for leaf in leaves]
         self.finished = torch.ones(self.count, dtype=torch.bool)
 
     def _prepare(self, frame: Frame) -> None:
@@ -113,11 +114,12 @@ class Slots:
         program, self._tensors = cache.captured(self._call, frame, begun)
         self._check_rows(begun.batch)
         _, moved = tokens(program)
-        first = warm.Warm.made(self._call, begun, program, self._tensors, _Embeddings(moved.embeddings))  # type: ignore[arg-type]
+        first = warm.Warm.made(self._call, begun, program, self._tensors, _Embeddings(moved.embeddings))
         if first is None:
-            raise NotCapturable("what loop_fn does at time 0 cannot be captured: let it only hand on what it closes over, and look tokens up")
+            raise NotCapturable("what loop_fn does at time 0 cannot be captured: let it hand on what it closes over, and look tokens up")
         _refuse_products(first)
-        known = frozenset(target.place for target in (*first.first.targets, *[target for target, _ in first.first.known]) if target.kind == "token")
+        settled = [*first.first.targets, *[target for target, _ in first.first.known]]
+        known = frozenset(target.place for target in settled if target.kind == "token")
         self._first = first
         self._staggered: Staggered = staggered(program, begun, known)
         self._begun = self._bare(begun)
@@ -131,9 +133,8 @@ class Slots:
 
     def _bare(self, begun: Start) -> Start:
         program = self._staggered.program
-        return Start(
-            begun.batch, begun.device, begun.finished, [], program.inputs_port, [], program.state_port, None, None, program.emits(begun.batch)
-        )  # fmt: skip
+        emit_port = program.emits(begun.batch)
+        return Start(begun.batch, begun.device, begun.finished, [], program.inputs_port, [], program.state_port, None, None, emit_port)
 
     def _check_rows(self, batch: int) -> None:
         for name, row in self.rows.items():
@@ -242,7 +243,8 @@ class Slots:
             return torch.ones((), dtype=torch.int32)
         if source.kind == "token":
             return first_tokens[source.place]
-        found: torch.Tensor = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}[source.kind][source.place]
+        trees_of = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
+        found: torch.Tensor = trees_of[source.kind][source.place]
         return found
 
     @torch.no_grad()
@@ -328,4 +330,6 @@ def _refuse_products(first: warm.Warm) -> None:
         return
     for node in run.__self__.graph.nodes:  # type: ignore[attr-defined]
         if node.target in _PRODUCTS:
-            raise NotCapturable("loop_fn multiplies at time 0: let `admit` do that, and close over its result", node.meta.get("stack_trace"))
+            raise NotCapturable(
+                "loop_fn multiplies at time 0: let `admit` do that, and close over what it makes", node.meta.get("stack_trace")
+            )

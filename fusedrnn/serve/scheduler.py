@@ -1,0 +1,390 @@
+"""Who runs when. In: requests, cancellations and the clock; out: launches over the slots, and each request's chunks.
+
+Nothing here waits or starts a thread. `Scheduler.plan` decides, `Work.run` computes and may do so in another thread, `Scheduler.settle`
+hands out what came of it. `fusedrnn.serve.Engine` does the three in turn.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..capture import closure
+from ..contract import Call
+from .errors import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, StepLimit
+from .metrics import Metrics
+from .model import Model, SlotLoop, Values
+from .pace import Pace
+from .slots import Launch, Slots
+
+Clock = Callable[[], float]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that was accepted.
+
+    Attributes:
+        request: the model's.
+        priority: the lower, the sooner it gets a slot.
+        deadline: on the scheduler's clock; None for none.
+        accepted, started, first_chunk, ended: when, on that clock; None: not yet.
+        slot: where it runs.
+        steps: that its row has taken.
+        chunks: that no one has taken yet.
+        done: it has ended; ``error`` says why, None where its row finished.
+        told: called, if set, whenever there are new chunks or the request has ended.
+    """
+
+    request: Any
+    priority: int
+    deadline: float | None
+    accepted: float
+    order: int
+    started: float | None = None
+    first_chunk: float | None = None
+    ended: float | None = None
+    slot: int | None = None
+    steps: int = 0
+    chunks: deque[Any] = field(default_factory=deque)
+    done: bool = False
+    error: Exception | None = None
+    told: Callable[[], None] | None = None
+
+    def tell(self) -> None:
+        if self.told is not None:
+            self.told()
+
+
+@dataclass
+class Work:
+    """A launch that is planned: who is admitted, how many steps.
+
+    Attributes:
+        launch, wrong, error, seconds: what came of it: `run` sets them.
+        states: the last state of rows that finished, by slot, if the model wants it.
+    """
+
+    model: Model
+    slots: Slots
+    freed: list[int]
+    admitted: dict[int, Any]
+    running: list[int]
+    steps: int
+    launch: Launch | None = None
+    wrong: dict[int, Exception] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+
+    def run(self) -> None:
+        """Compute. Touches the slots and the model, and nothing of the scheduler."""
+        try:
+            with torch.no_grad():
+                self._run()
+        except Exception as error:  # of the engine or of the model, and of no request in particular
+            self.error = error
+
+    def _run(self) -> None:
+        self.slots.free(self.freed)
+        values, self.wrong = _admitted(self.model, self.admitted)
+        self.wrong |= self.slots.admit(values)
+        began = time.perf_counter()
+        self.launch = self.slots.launch(self.steps)
+        self.seconds = time.perf_counter() - began
+        if self.model.wants_state:
+            for slot in (*self.running, *self.admitted):
+                if self.launch.finished[slot] and slot not in self.launch.failed and slot not in self.wrong:
+                    self.states[slot] = self.slots.final_state(slot)
+
+
+def _admitted(model: Model, requests: Mapping[int, Any]) -> tuple[dict[int, Values], dict[int, Exception]]:
+    """What the model gives for requests, and what is wrong with the others."""
+    if not requests:
+        return {}, {}
+    try:
+        given = list(model.admit(list(requests.values())))
+    except Exception as error:
+        if len(requests) == 1:
+            return {}, dict.fromkeys(requests, error)
+        values, wrong = dict[int, Values](), dict[int, Exception]()
+        for slot, request in requests.items():  # one of them is not as it should be: each by itself
+            mine, mine_wrong = _admitted(model, {slot: request})
+            values |= mine
+            wrong |= mine_wrong
+        return values, wrong
+    pairs = list(zip(requests, given, strict=True))
+    return (
+        {slot: value for slot, value in pairs if not isinstance(value, Exception)},
+        {slot: value for slot, value in pairs if isinstance(value, Exception)},
+    )
+
+
+class Scheduler:
+    """Requests over a fixed number of slots.
+
+    Args:
+        model: what is served.
+        slots: how many requests run at once, at least 2.
+        queue: how many may wait at most.
+        step_limit: the most steps of one request; None for none.
+        latency, throughput, steps: as `Pace` has them.
+        clock: seconds that only go up.
+
+    Raises:
+        ValueError: a number is out of range.
+        PlanError: the model's loop cannot be served.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        slots: int = 256,
+        *,
+        queue: int = 4096,
+        step_limit: int | None = None,
+        latency: float = 0.004,
+        throughput: float = 0.02,
+        steps: int = 64,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        for name, number, least in (("slots", slots, 2), ("queue", queue, 0), ("step_limit", step_limit, 1)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+                raise ValueError(f"{name} must be an int of at least {least}, got {number!r}")
+        self.model, self.queue, self.step_limit, self.clock = model, queue, step_limit, clock
+        self.pace = Pace(latency, throughput, steps)
+        self.slots = _slots(model, slots)
+        self.metrics = Metrics(slots)
+        self.draining = False
+        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap; those that have ended are dropped when they come up
+        self._running: dict[int, Ticket] = {}
+        self._deadlines: list[tuple[float, int, Ticket]] = []  # a heap, like the one of those that wait
+        self._free = list(range(slots))  # a heap: the lowest first
+        self._freed: list[int] = []  # slots that are to be told
+        self._order = itertools.count()
+        self._work: Work | None = None
+        self._settled = 0.0
+        self._service = 0.0  # seconds that a request holds its slot, of late
+
+    def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None, told: Callable[[], None] | None = None) -> Ticket:
+        """Accept a request.
+
+        Args:
+            request: the model's.
+            priority: the lower, the sooner; of equal ones the first.
+            deadline: seconds from now after which it is given up; None for none.
+            told: as `Ticket` has it.
+
+        Raises:
+            Draining: no requests are taken any more.
+            QueueFull: as many are waiting as may.
+            TypeError, ValueError: it is no request of the model, or the deadline is negative.
+        """
+        if self.draining:
+            self.metrics.rejected["draining"] += 1
+            raise Draining
+        try:
+            if deadline is not None and not deadline >= 0:
+                raise ValueError(f"deadline must be at least 0 seconds, got {deadline}")
+            self.model.check(request)
+        except (TypeError, ValueError):
+            self.metrics.rejected["bad request"] += 1
+            raise
+        if self.metrics.waiting >= self.queue + len(self._free):
+            self.metrics.rejected["queue full"] += 1
+            raise QueueFull(self.metrics.waiting, self.retry_after())
+        now = self.clock()
+        ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
+        heapq.heappush(self._waiting, (priority, ticket.order, ticket))
+        if ticket.deadline is not None:
+            heapq.heappush(self._deadlines, (ticket.deadline, ticket.order, ticket))
+        self.metrics.accepted += 1
+        self.metrics.waiting += 1
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request; its slot is free for the next launch. One that has ended stays as it is."""
+        if not ticket.done:
+            self._end(ticket, Cancelled())
+
+    def end_all(self, error: Exception | None = None) -> None:
+        """End all requests, as cancelled or with an error."""
+        for ticket in [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]:
+            if not ticket.done:
+                self._end(ticket, Cancelled() if error is None else _failed(error))
+
+    def drain(self) -> None:
+        """Take no more requests; those that were accepted are run to their end."""
+        self.draining = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that was accepted has not ended."""
+        return not self.metrics.waiting and not self.metrics.running
+
+    def retry_after(self) -> float:
+        """Seconds until there is likely to be room in the queue."""
+        return max(self._service / self.metrics.slots, 0.01)
+
+    def plan(self) -> Work | None:
+        """The next launch; None where there is nothing to run. What it returns has to be settled before the next one is planned."""
+        if self._work is not None:
+            raise RuntimeError("a launch is under way: settle it before the next one is planned")
+        now = self.clock()
+        self._expire(now)
+        running = list(self._running)
+        admitted: dict[int, Any] = {}
+        while self._waiting and self._free:
+            ticket = heapq.heappop(self._waiting)[2]
+            if ticket.done:
+                continue
+            slot = ticket.slot = heapq.heappop(self._free)
+            self._running[slot] = ticket
+            admitted[slot] = ticket.request
+            ticket.started = now
+            self.metrics.queue_seconds.add(now - ticket.accepted)
+            self.metrics.waiting -= 1
+            self.metrics.running += 1
+        if not self._running:
+            return None
+        urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
+        steps = self.pace.steps(urgent)
+        freed, self._freed = [slot for slot in self._freed if slot not in admitted], []
+        self._work = Work(self.model, self.slots, freed, admitted, running, steps)
+        self._work.began = time.perf_counter()
+        return self._work
+
+    def settle(self, work: Work) -> None:
+        """Hand out what a launch made."""
+        if work is not self._work:
+            raise RuntimeError("this launch is not the one that was planned last")
+        self._work = None
+        now = self.clock()
+        if work.error is not None or work.launch is None:
+            for ticket in list(self._running.values()):
+                self._end(ticket, _failed(work.error))
+            self._freed = list(range(self.slots.count))
+            return
+        launch = work.launch
+        for slot in (*work.running, *work.admitted):
+            if slot not in self._running:  # cancelled meanwhile
+                continue
+            ticket = self._running[slot]
+            if slot in work.wrong:
+                self._end(ticket, _failed(work.wrong[slot]))
+            elif slot in launch.failed:
+                self._end(ticket, RequestFailed("the request looks where there is nothing, such as past the end of its input"))
+            else:
+                self._hand_out(ticket, slot, work, launch, now)
+        self._note(work, launch)
+
+    def step(self) -> bool:
+        """Plan, run and settle one launch here and now; whether there was one."""
+        work = self.plan()
+        if work is None:
+            return False
+        work.run()
+        self.settle(work)
+        return True
+
+    def _hand_out(self, ticket: Ticket, slot: int, work: Work, launch: Launch, now: float) -> None:
+        taken = int(launch.taken[slot])
+        ticket.steps += taken
+        finished = bool(launch.finished[slot])
+        try:
+            chunks = [self.model.emit(ticket.request, self.slots.emit_tree([emit[:taken, slot] for emit in launch.emits]))] if taken else []
+            if finished:
+                chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
+        except Exception as error:
+            self._end(ticket, _failed(error))
+            return
+        new = [chunk for chunk in chunks if chunk is not None]
+        if new:
+            if ticket.first_chunk is None:
+                ticket.first_chunk = now
+                self.metrics.first_chunk_seconds.add(now - ticket.accepted)
+            ticket.chunks += new
+        if finished:
+            self._end(ticket, None)
+        elif self.step_limit is not None and ticket.steps >= self.step_limit:
+            self._end(ticket, StepLimit(self.step_limit))
+        elif new:
+            ticket.tell()
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and (self._deadlines[0][2].done or self._deadlines[0][0] <= now):
+            deadline, _, ticket = heapq.heappop(self._deadlines)
+            if not ticket.done:
+                self._end(ticket, DeadlineExceeded(deadline - ticket.accepted, ticket.steps))
+
+    def _end(self, ticket: Ticket, error: Exception | None) -> None:
+        ticket.done, ticket.error, ticket.ended = True, error, self.clock()
+        metrics = self.metrics
+        if ticket.slot is None:
+            metrics.waiting -= 1
+        else:
+            del self._running[ticket.slot]
+            heapq.heappush(self._free, ticket.slot)
+            self._freed.append(ticket.slot)
+            metrics.running -= 1
+            assert ticket.started is not None
+            held = ticket.ended - ticket.started
+            self._service = held if not self._service else 0.9 * self._service + 0.1 * held
+        if error is None:
+            metrics.completed += 1
+            metrics.total_seconds.add(ticket.ended - ticket.accepted)
+        elif isinstance(error, Cancelled):
+            metrics.cancelled += 1
+        elif isinstance(error, DeadlineExceeded):
+            metrics.expired += 1
+        else:
+            metrics.failed += 1
+        ticket.tell()
+
+    def _note(self, work: Work, launch: Launch) -> None:
+        metrics, rows = self.metrics, int(launch.taken.sum())
+        metrics.launches += 1
+        metrics.steps += launch.steps
+        metrics.row_steps += rows
+        metrics.occupancy.add((len(work.running) + len(work.admitted)) / metrics.slots)
+        metrics.launch_seconds.add(work.seconds)
+        if launch.failed:
+            metrics.fallbacks["a row looked where there is nothing: the launch ran in parts"] += 1
+        if launch.steps:
+            metrics.steps_per_launch.add(launch.steps)
+            metrics.step_seconds.add(work.seconds / launch.steps, rows)
+        whole = time.perf_counter() - work.began
+        self.pace.note(launch.steps, work.seconds, whole - work.seconds)
+
+
+def _slots(model: Model, count: int) -> Slots:
+    """So many slots, or a few more that stay empty, which costs nothing: a capture knows the batch by its size, which must be no other."""
+    loop, larger = model.loop(count), model.loop(count + 1)
+    fixed = {mine for mine, theirs in zip(_sizes(loop), _sizes(larger), strict=True) if mine == theirs}
+    rows = next(number for number in itertools.count(count) if number not in fixed)
+    if rows != count:
+        loop = larger if rows == count + 1 else model.loop(rows)
+    made = Slots(loop.cell, loop.loop_fn, loop.rows)
+    if made.count != rows:
+        raise ValueError(f"the model's loop has {made.count} rows where {rows} were asked for")
+    return made
+
+
+def _sizes(loop: SlotLoop) -> list[int]:
+    """Of all that it closes over but parameters."""
+    tensors = closure.walk(Call.checked(loop.cell, loop.loop_fn).cell, loop.loop_fn).tensors
+    return [size for tensor in tensors if not isinstance(tensor, torch.nn.Parameter) for size in tensor.shape]
+
+
+def _failed(error: Exception | None) -> RequestFailed:
+    made = RequestFailed(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made

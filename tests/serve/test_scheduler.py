@@ -1,0 +1,298 @@
+"""Requests in any order, cancelled, too late and bad ones among them: no slot is lost, and each gives what it would give alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, Scheduler, StepLimit, Ticket  # fmt: skip
+from fusedrnn.serve.scheduler import Work
+from tests.serve.loops import Say, Sayer
+
+pytestmark = pytest.mark.usefixtures("auto")
+MODEL = Sayer()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def scheduler(slots: int = 3, **options: Any) -> Scheduler:
+    return Scheduler(MODEL, slots, clock=Clock(), **options)
+
+
+def ended(served: Scheduler, *tickets: Ticket) -> list[list[Any]]:
+    """Steps until all have ended; their chunks put together."""
+    for _ in range(1000):
+        if all(ticket.done for ticket in tickets):
+            break
+        assert served.step()
+    return [[piece for chunk in ticket.chunks for piece in chunk] for ticket in tickets]
+
+
+@cache
+def solo(request: Say) -> list[Any]:
+    """What a request gives when no one else is there."""
+    served = scheduler(2)
+    ticket = served.submit(request)
+    (made,) = ended(served, ticket)
+    assert ticket.error is None
+    return made
+
+
+REQUESTS = st.builds(Say, st.integers(0, 30), st.integers(0, 9))
+
+
+class Requests(RuleBasedStateMachine):
+    """Against a model that knows of each request only how it must end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: Scheduler
+        self.work: Work | None = None
+        self.tickets: list[Ticket] = []
+        self.expected: dict[Ticket, type[Exception] | None] = {}
+
+    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4))
+    def begin(self, slots: int, queue: int, most: int) -> None:
+        self.served = scheduler(slots, queue=queue, steps=most)
+
+    @rule(request=REQUESTS, priority=st.integers(0, 2), seconds=st.none() | st.sampled_from([0.0, 1.0, 5.0]), bad=st.booleans())
+    def submit(self, request: Say, priority: int, seconds: float | None, bad: bool) -> None:
+        if bad:
+            request = Say(request.seed, request.most, "shape")
+        served, metrics = self.served, self.served.metrics
+        room = served.queue + metrics.slots - metrics.running - metrics.waiting
+        try:
+            ticket = served.submit(request, priority=priority, deadline=seconds)
+        except Draining:
+            assert served.draining
+            return
+        except QueueFull as full:
+            assert room <= 0
+            assert full.retry_after > 0
+            return
+        assert not served.draining
+        assert room > 0
+        self.tickets.append(ticket)
+        self.expected[ticket] = RequestFailed if bad else None
+
+    @precondition(lambda self: self.work is None)
+    @rule()
+    def plan(self) -> None:
+        self.work = self.served.plan()
+        if self.work is None:
+            assert self.served.idle
+
+    @precondition(lambda self: self.work is not None)
+    @rule()
+    def launch(self) -> None:
+        work, self.work = self.work, None
+        assert work is not None
+        work.run()
+        assert work.error is None
+        self.served.settle(work)
+
+    @precondition(lambda self: self.tickets)
+    @rule(which=st.integers(0, 1000))
+    def cancel(self, which: int) -> None:
+        ticket = self.tickets[which % len(self.tickets)]
+        if not ticket.done:
+            self.expected[ticket] = Cancelled
+        self.served.cancel(ticket)
+        assert ticket.done
+
+    @rule(seconds=st.sampled_from([0.5, 2.0]))
+    def wait(self, seconds: float) -> None:
+        self.served.clock.now += seconds  # type: ignore[attr-defined]
+
+    @rule()
+    def drain(self) -> None:
+        self.served.drain()
+
+    @invariant()
+    def no_slot_is_lost_and_no_request(self) -> None:
+        if not hasattr(self, "served"):
+            return
+        served, metrics = self.served, self.served.metrics
+        assert sorted([*served._free, *served._running]) == list(range(metrics.slots))
+        assert metrics.running == len(served._running)
+        assert metrics.waiting == sum(not ticket.done for _, _, ticket in served._waiting)
+        assert metrics.accepted == len(self.tickets)
+        over = metrics.completed + metrics.failed + metrics.cancelled + metrics.expired
+        assert metrics.accepted == over + metrics.running + metrics.waiting
+        assert over == sum(ticket.done for ticket in self.tickets)
+        if self.work is None:
+            assert {slot for slot in range(served.slots.count) if not served.slots.finished[slot]} <= {*served._running, *served._freed}
+
+    def teardown(self) -> None:
+        if not hasattr(self, "served"):
+            return
+        if self.work is not None:
+            self.launch()
+        self.served.drain()
+        while self.served.step():
+            pass
+        assert self.served.idle
+        for ticket in self.tickets:
+            assert ticket.done
+            said = solo(ticket.request) if not ticket.request.spoiled else []
+            made = [piece for chunk in ticket.chunks for piece in chunk]
+            if isinstance(ticket.error, DeadlineExceeded):
+                assert ticket.deadline is not None
+                assert ticket.deadline <= self.served.clock()
+            else:
+                wanted = self.expected[ticket]
+                assert type(ticket.error) is (wanted or type(None)), ticket.error
+            assert made == said[: len(made)]
+            if ticket.error is None:
+                assert made == said
+
+
+Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
+TestRequests = pytest.mark.usefixtures("auto")(Requests.TestCase)
+
+
+def test_requests_enter_by_priority_and_then_in_their_order() -> None:
+    served = scheduler(2, queue=10)
+    tickets = [served.submit(Say(seed, 9), priority=priority) for seed, priority in enumerate([2, 1, 1, 0, 2])]
+    while served.step():
+        served.clock.now += 1  # type: ignore[attr-defined]
+    began = sorted(range(5), key=lambda place: (tickets[place].started, tickets[place].slot))
+    assert began == [3, 1, 2, 0, 4]
+
+
+def test_a_cancelled_request_frees_its_slot_for_the_next_launch() -> None:
+    served = scheduler(2, queue=5, steps=1)
+    first, second, third = (served.submit(Say(seed, 9)) for seed in (1, 2, 4))
+    work = served.plan()
+    assert work is not None
+    served.cancel(first)  # while a launch is under way
+    work.run()
+    served.settle(work)
+    assert isinstance(first.error, Cancelled)
+    assert not first.chunks
+    work = served.plan()
+    assert work is not None
+    assert third.slot == 0
+    work.run()
+    served.settle(work)
+    made = ended(served, second, third)
+    assert made == [solo(second.request), solo(third.request)]
+
+
+def test_a_deadline_ends_a_request_that_runs_and_one_that_waits() -> None:
+    served = scheduler(2, steps=1)
+    running, other, waiting = (served.submit(Say(seed, 9), deadline=seconds) for seed, seconds in ((1, 3.0), (2, None), (4, 2.0)))
+    assert served.step()
+    served.clock.now += 3  # type: ignore[attr-defined]
+    assert served.step()
+    assert isinstance(running.error, DeadlineExceeded)
+    assert "deadline of 3 s passed after 1 steps" in str(running.error)
+    assert isinstance(waiting.error, DeadlineExceeded)
+    assert served.metrics.expired == 2
+    assert ended(served, other) == [solo(other.request)]
+
+
+def test_the_step_limit_ends_a_request_and_keeps_its_chunks() -> None:
+    long = next(seed for seed in range(40) if len(solo(Say(seed, 9))) == 9)
+    served = scheduler(2, step_limit=4, steps=1)
+    ticket = served.submit(Say(long, 9))
+    (made,) = ended(served, ticket)
+    assert isinstance(ticket.error, StepLimit)
+    assert made == solo(Say(long, 9))[:4]
+
+
+def test_a_full_queue_and_a_bad_request_are_refused_at_once() -> None:
+    served = scheduler(2, queue=1)
+    for seed in range(3):
+        served.submit(Say(seed))
+    with pytest.raises(QueueFull, match="3 requests are waiting already") as full:
+        served.submit(Say(3))
+    assert full.value.retry_after > 0
+    with pytest.raises(TypeError, match="a request must be a Say, got str"):
+        served.submit("hello")
+    with pytest.raises(ValueError, match="deadline must be at least 0 seconds, got nan"):
+        served.submit(Say(3), deadline=float("nan"))
+    served.drain()
+    with pytest.raises(Draining, match="takes no new requests"):
+        served.submit(Say(3))
+    assert served.metrics.rejected == {"queue full": 1, "bad request": 2, "draining": 1}
+    while served.step():
+        pass
+    assert served.metrics.completed == 3
+
+
+def test_a_model_that_fails_for_one_request_or_for_all_loses_no_slot() -> None:
+    class Failing(Sayer):
+        def admit(self, requests: Any) -> Any:
+            if any(request.seed == 7 for request in requests):
+                raise KeyError("seven")
+            return super().admit(requests)
+
+        def emit(self, request: Any, values: Any) -> Any:
+            if request.seed == 5:
+                raise ZeroDivisionError("five")
+            return super().emit(request, values)
+
+    served = Scheduler(Failing(), 3, clock=Clock())
+    tickets = [served.submit(Say(seed, 5)) for seed in (1, 7, 5)]
+    made = ended(served, *tickets)
+    assert made[0] == solo(Say(1, 5))
+    assert [type(ticket.error) for ticket in tickets] == [type(None), RequestFailed, RequestFailed]
+    causes = [ticket.error.__cause__ for ticket in tickets if ticket.error is not None]
+    assert [type(cause) for cause in causes] == [KeyError, ZeroDivisionError]
+    broken = served.slots.launch
+    served.slots.launch = None  # type: ignore[assignment]
+    lost = served.submit(Say(2, 5))
+    assert served.step()
+    assert isinstance(lost.error, RequestFailed)
+    served.slots.launch = broken  # type: ignore[method-assign]
+    assert ended(served, served.submit(Say(2, 5))) == [solo(Say(2, 5))]
+    assert served.idle
+
+
+def test_metrics_count_what_happened() -> None:
+    served = scheduler(2, steps=2)
+    tickets = [served.submit(Say(seed, 6)) for seed in range(4)]
+    ended(served, *tickets)
+    metrics = served.metrics
+    steps = sum(len(solo(ticket.request)) for ticket in tickets)
+    assert (metrics.accepted, metrics.completed, metrics.running, metrics.waiting) == (4, 4, 0, 0)
+    assert metrics.row_steps == steps == metrics.step_seconds.count
+    assert metrics.launches == metrics.occupancy.count == metrics.launch_seconds.count == metrics.steps_per_launch.count
+    assert metrics.steps == metrics.steps_per_launch.sum
+    assert metrics.queue_seconds.count == metrics.first_chunk_seconds.count == metrics.total_seconds.count == 4
+    assert 0.5 <= metrics.occupancy.mean <= 1
+    assert sum(metrics.occupancy.counts) == metrics.launches
+
+
+@pytest.mark.parametrize(
+    ("option", "number", "words"),
+    [("slots", 1, "slots must be an int of at least 2, got 1"), ("queue", -1, "queue must"), ("steps", 0, "room for one step")],
+)
+def test_numbers_out_of_range_are_refused(option: str, number: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Scheduler(MODEL, **{"slots": 3, option: number})
+
+
+def test_a_launch_has_to_be_settled_before_the_next() -> None:
+    served = scheduler(2)
+    served.submit(Say(1))
+    work = served.plan()
+    with pytest.raises(RuntimeError, match="settle it before the next one is planned"):
+        served.plan()
+    with pytest.raises(RuntimeError, match="not the one that was planned last"):
+        served.settle(Work(MODEL, served.slots, [], {}, [], 1))
+    assert work is not None
+    work.run()
+    served.settle(work)
