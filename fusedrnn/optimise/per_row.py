@@ -279,9 +279,10 @@ def depends_on_place(graph: Graph, locality: Locality) -> Node | None:
     for node in graph.nodes:
         if node in locality.row_ids:
             for user in node.users:
-                indexes = user.target in (aten.index.Tensor, aten.index_put.default) and node in user.args[1]  # type: ignore[operator]
-                if user not in locality.row_ids and not indexes and user.target is not aten.sym_size.int:
-                    return user
+                indices: Any = user.args[1] if user.target in (aten.index.Tensor, aten.index_put.default) else ()
+                if user not in locality.row_ids and node not in indices and user.target is not aten.sym_size.int:
+                    found: Node = user
+                    return found
     return None
 
 
