@@ -1,14 +1,17 @@
 """Serving recurrences: requests come and go, and share the batch at every step (continuous batching)."""
 
+from .characters import CharactersModel, Continuation
 from .engine import Engine, Stream
 from .errors import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, ServeError, StepLimit
 from .g2p import G2PModel
 from .metrics import Histogram, Metrics
 from .model import Model, SlotLoop
+from .recogniser import Left, Piece, RecogniserModel, Session
 from .scheduler import Scheduler, Ticket
 from .slots import Row, Slots
 
 __all__ = [
-    "Cancelled", "DeadlineExceeded", "Draining", "Engine", "G2PModel", "Histogram", "Metrics", "Model", "QueueFull", "RequestFailed", "Row",
-    "Scheduler", "ServeError", "SlotLoop", "Slots", "StepLimit", "Stream", "Ticket",
+    "Cancelled", "CharactersModel", "Continuation", "DeadlineExceeded", "Draining", "Engine", "G2PModel", "Histogram", "Left", "Metrics",
+    "Model", "Piece", "QueueFull", "RecogniserModel", "RequestFailed", "Row",
+    "Scheduler", "ServeError", "Session", "SlotLoop", "Slots", "StepLimit", "Stream", "Ticket",
 ]  # fmt: skip

@@ -164,7 +164,7 @@ class Scheduler:
         self.slots = _slots(model, slots)
         self.metrics = Metrics(slots)
         self.draining = False
-        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap; those that have ended are dropped when they come up
+        self._waiting: list[tuple[float, int, Ticket]] = []  # a heap; those that have ended are dropped when they come up
         self._running: dict[int, Ticket] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []  # a heap, like the one of those that wait
         self._free = list(range(slots))  # a heap: the lowest first
@@ -203,12 +203,20 @@ class Scheduler:
             raise QueueFull(self.metrics.waiting, self.retry_after())
         now = self.clock()
         ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
-        heapq.heappush(self._waiting, (priority, ticket.order, ticket))
+        self._waiting = self._pushed(self._waiting, priority, ticket)
         if ticket.deadline is not None:
-            heapq.heappush(self._deadlines, (ticket.deadline, ticket.order, ticket))
+            self._deadlines = self._pushed(self._deadlines, ticket.deadline, ticket)
         self.metrics.accepted += 1
         self.metrics.waiting += 1
         return ticket
+
+    def _pushed(self, heap: list[tuple[float, int, Ticket]], key: float, ticket: Ticket) -> list[tuple[float, int, Ticket]]:
+        """The heap with a ticket, and without those that have ended where they are most of it."""
+        if len(heap) > 2 * (self.metrics.running + self.metrics.waiting) + 64:
+            heap = [entry for entry in heap if not entry[2].done]
+            heapq.heapify(heap)
+        heapq.heappush(heap, (key, ticket.order, ticket))
+        return heap
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request; its slot is free for the next launch. One that has ended stays as it is."""

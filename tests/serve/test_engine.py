@@ -1,0 +1,183 @@
+"""The engine as coroutines use it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, Engine, QueueFull, RequestFailed, ServeError
+from tests.serve.loops import Say, Sayer
+from tests.serve.test_scheduler import solo
+
+pytestmark = pytest.mark.usefixtures("auto")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 60))
+
+
+def joined(chunks: list[Any]) -> list[Any]:
+    return [piece for chunk in chunks for piece in chunk]
+
+
+LONG = next(seed for seed in range(60) if len(solo(Say(seed, 9))) == 9)
+
+
+def test_many_requests_at_once_give_what_each_gives_alone() -> None:
+    async def main() -> None:
+        requests = [Say(seed % 30, seed % 9) for seed in range(120)]
+        async with Engine(Sayer(), 5, queue=200) as engine:
+            made = await asyncio.gather(*[engine.submit(request).chunks() for request in requests])
+        assert [joined(chunks) for chunks in made] == [solo(request) for request in requests]
+        assert engine.metrics.completed == 120
+        assert engine.metrics.occupancy.mean > 0.5
+
+    run(main())
+
+
+def test_chunks_come_while_the_request_runs() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2, steps=1) as engine:
+            stream = engine.submit(Say(LONG, 9))
+            seen = [(len(chunk), stream.ticket.done) async for chunk in stream]
+            assert sum(steps for steps, _ in seen) == 9
+            assert not seen[0][1]
+            assert joined([chunk async for chunk in engine.generate(Say(LONG, 9))]) == solo(Say(LONG, 9))
+
+    run(main())
+
+
+def test_a_stream_that_is_left_gives_its_slot_to_another() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2, steps=1, queue=10) as engine:
+            stream = engine.submit(Say(LONG, 9))
+            async with stream:
+                async for _ in stream:
+                    break
+            assert isinstance(stream.ticket.error, Cancelled)
+            stream.ticket.chunks.clear()
+            with pytest.raises(Cancelled):
+                await anext(stream)
+            waiting = asyncio.create_task(engine.submit(Say(LONG, 9)).chunks())
+            await asyncio.sleep(0)
+            waiting.cancel()  # the client is gone
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert joined(await engine.submit(Say(1)).chunks()) == solo(Say(1))
+            assert engine.metrics.cancelled == 2
+            assert engine.metrics.running == engine.metrics.waiting == 0
+
+    run(main())
+
+
+def test_draining_finishes_what_was_accepted_and_takes_no_more() -> None:
+    async def main() -> None:
+        engine = await Engine(Sayer(), 2, queue=50).start()
+        assert engine.ready
+        streams = [engine.submit(Say(seed, 9)) for seed in range(20)]
+        draining = asyncio.create_task(engine.drain())
+        await asyncio.sleep(0)
+        assert not engine.ready
+        with pytest.raises(Draining):
+            engine.submit(Say(1))
+        await draining
+        assert all(stream.ticket.done for stream in streams)
+        assert [joined(await stream.chunks()) for stream in streams] == [solo(Say(seed, 9)) for seed in range(20)]
+        await engine.close()
+        await engine.drain()  # there is nothing left to wait for
+        with pytest.raises(ServeError, match="not running"):
+            engine.submit(Say(1))
+
+    run(main())
+
+
+def test_closing_cancels_what_has_not_ended() -> None:
+    async def main() -> None:
+        engine = await Engine(Sayer(), 2, steps=1, queue=50).start()
+        streams = [engine.submit(Say(LONG, 9)) for _ in range(20)]
+        await anext(streams[0])
+        await engine.close()
+        assert all(stream.ticket.done for stream in streams)
+        assert engine.metrics.cancelled + engine.metrics.completed == 20
+        assert engine.metrics.cancelled > 0
+        with pytest.raises(RuntimeError, match="started before"):
+            await engine.start()
+
+    run(main())
+
+
+def test_deadlines_and_a_full_queue_reach_the_caller() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2, queue=1, steps=1) as engine:
+            late = engine.submit(Say(LONG, 9), deadline=0.0)
+            others = [engine.submit(Say(LONG, 9)) for _ in range(2)]
+            with pytest.raises(QueueFull):
+                engine.submit(Say(LONG, 9))
+            with pytest.raises(DeadlineExceeded):
+                await late.chunks()
+            assert [joined(await stream.chunks()) for stream in others] == [solo(Say(LONG, 9))] * 2
+
+    run(main())
+
+
+def test_bad_requests_among_good_ones_fail_alone() -> None:
+    async def main() -> None:
+        spoiled = ["shape", "start", "jump", "nan"]
+        requests = [Say(LONG if seed % 3 == 0 else seed % 30, 9, spoiled[seed // 3 % 4] if seed % 3 == 0 else "") for seed in range(90)]
+        async with Engine(Sayer(), 7, queue=100) as engine:
+            streams = [engine.submit(request) for request in requests]
+            made = await asyncio.gather(*[stream.chunks() for stream in streams], return_exceptions=True)
+        for request, chunks in zip(requests, made, strict=True):
+            if request.spoiled in ("shape", "start", "jump"):
+                assert isinstance(chunks, RequestFailed), request
+            elif request.spoiled != "nan":
+                assert not isinstance(chunks, BaseException)
+                assert joined(chunks) == solo(request)
+
+    run(main())
+
+
+def test_a_fault_of_the_engine_reaches_those_who_wait() -> None:
+    async def main() -> None:
+        engine = await Engine(Sayer(), 2).start()
+        engine.scheduler.settle = None  # type: ignore[assignment]
+        with pytest.raises(RequestFailed, match="TypeError"):
+            await engine.submit(Say(1)).chunks()
+        assert not engine.ready
+        with pytest.raises(TypeError):
+            await engine._driver  # type: ignore[misc]
+        await engine.close()
+
+    run(main())
+
+
+def test_nothing_is_kept_of_requests_that_have_ended() -> None:
+    async def main() -> None:
+        order = random.Random(0)
+        async with Engine(Sayer(), 4, queue=1000) as engine:
+
+            async def load(count: int) -> None:
+                streams = [engine.submit(Say(order.randrange(30), 9), deadline=100.0) for _ in range(count)]
+                for stream in streams[::5]:
+                    stream.cancel()
+                await asyncio.gather(*[stream.chunks() for stream in streams], return_exceptions=True)
+
+            await load(100)
+            gc.collect()
+            before = len(gc.get_objects())
+            await load(600)
+            gc.collect()
+            await load(100)
+            gc.collect()
+            assert len(gc.get_objects()) < before + 300
+            assert not engine.scheduler._running
+            assert not engine.scheduler._waiting
+            assert len(engine.scheduler._deadlines) <= 1400
+            engine.submit(Say(1), deadline=1.0)
+            assert len(engine.scheduler._deadlines) == 1
+
+    run(main())
