@@ -164,11 +164,9 @@ class Engine:
                 continue
             computed = loop.run_in_executor(self._thread, work.run)
             try:
+                scheduler.hand_out()  # what the launch before has made, while this one runs
                 await asyncio.shield(computed)
             finally:  # told to stop, it still waits for the launch that is under way
                 if not computed.done():
                     await asyncio.wait([computed])
-                scheduler.settle(work)
-            if scheduler.idle:
-                self._quiet.set()
-            await asyncio.sleep(0)
+                scheduler.take_back(work)

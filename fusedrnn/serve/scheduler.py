@@ -1,7 +1,7 @@
 """Who runs when. In: requests, cancellations and the clock; out: launches over the slots, and each request's chunks.
 
-Nothing here waits or starts a thread. `Scheduler.plan` decides, `Work.run` computes and may do so in another thread, `Scheduler.settle`
-hands out what came of it. `fusedrnn.serve.Engine` does the three in turn.
+Nothing here waits or starts a thread. `Scheduler.plan` decides, `Work.run` computes and may do so in another thread, `Scheduler.take_back`
+frees slots, `Scheduler.hand_out` gives requests their chunks, which may wait until the next launch runs. `fusedrnn.serve.Engine` does so.
 """
 
 from __future__ import annotations
@@ -128,6 +128,19 @@ def _admitted(model: Model, requests: Mapping[int, Any]) -> tuple[dict[int, Valu
     )
 
 
+@dataclass
+class _Made:
+    """What a launch made for one request: its row, how many steps it took, and whether that was the end."""
+
+    ticket: Ticket
+    slot: int
+    taken: int
+    over: bool
+    error: Exception | None
+    work: Work
+    at: float
+
+
 class Scheduler:
     """Requests over a fixed number of slots.
 
@@ -161,7 +174,7 @@ class Scheduler:
                 raise ValueError(f"{name} must be an int of at least {least}, got {number!r}")
         self.model, self.queue, self.step_limit, self.clock = model, queue, step_limit, clock
         self.pace = Pace(latency, throughput, steps)
-        self.slots = _slots(model, slots)
+        self.slots = slots_of(model, slots)
         self.metrics = Metrics(slots)
         self.draining = False
         self._waiting: list[tuple[float, int, Ticket]] = []  # a heap; those that have ended are dropped when they come up
@@ -171,7 +184,7 @@ class Scheduler:
         self._freed: list[int] = []  # slots that are to be told
         self._order = itertools.count()
         self._work: Work | None = None
-        self._settled = 0.0
+        self._made: list[_Made] = []  # by the launch that was taken back last
         self._service = 0.0  # seconds that a request holds its slot, of late
 
     def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None, told: Callable[[], None] | None = None) -> Ticket:
@@ -225,6 +238,7 @@ class Scheduler:
 
     def end_all(self, error: Exception | None = None) -> None:
         """End all requests, as cancelled or with an error."""
+        self.hand_out()
         for ticket in [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]:
             if not ticket.done:
                 self._end(ticket, Cancelled() if error is None else _failed(error))
@@ -236,14 +250,14 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing that was accepted has not ended."""
-        return not self.metrics.waiting and not self.metrics.running
+        return not self.metrics.waiting and not self.metrics.running and not self._made
 
     def retry_after(self) -> float:
         """Seconds until there is likely to be room in the queue."""
         return max(self._service / self.metrics.slots, 0.01)
 
     def plan(self) -> Work | None:
-        """The next launch; None where there is nothing to run. What it returns has to be settled before the next one is planned."""
+        """The next launch, which has to be taken back before another is planned; None where there is nothing to run and to hand out."""
         if self._work is not None:
             raise RuntimeError("a launch is under way: settle it before the next one is planned")
         now = self.clock()
@@ -262,6 +276,7 @@ class Scheduler:
             self.metrics.waiting -= 1
             self.metrics.running += 1
         if not self._running:
+            self.hand_out()
             return None
         urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
         steps = self.pace.steps(urgent)
@@ -271,28 +286,47 @@ class Scheduler:
         return self._work
 
     def settle(self, work: Work) -> None:
-        """Hand out what a launch made."""
+        """Take a launch back and hand out what it made."""
+        self.take_back(work)
+        self.hand_out()
+
+    def take_back(self, work: Work) -> None:
+        """Free the slots of rows that a launch has ended; the next one can be planned. What it made is still to be handed out."""
         if work is not self._work:
             raise RuntimeError("this launch is not the one that was planned last")
+        self.hand_out()
         self._work = None
-        now = self.clock()
         if work.error is not None or work.launch is None:
             for ticket in list(self._running.values()):
                 self._end(ticket, _failed(work.error))
             self._freed = list(range(self.slots.count))
             return
-        launch = work.launch
+        now, launch = self.clock(), work.launch
+        taken, finished = launch.taken.tolist(), launch.finished.tolist()
         for slot in (*work.running, *work.admitted):
             if slot not in self._running:  # cancelled meanwhile
                 continue
             ticket = self._running[slot]
+            ticket.steps += taken[slot]
+            error: Exception | None = None
             if slot in work.wrong:
-                self._end(ticket, _failed(work.wrong[slot]))
+                error = _failed(work.wrong[slot])
             elif slot in launch.failed:
-                self._end(ticket, RequestFailed("the request looks where there is nothing, such as past the end of its input"))
-            else:
-                self._hand_out(ticket, slot, work, launch, now)
+                error = RequestFailed("the request looks where there is nothing, such as past the end of its input")
+            elif not finished[slot] and self.step_limit is not None and ticket.steps >= self.step_limit:
+                error = StepLimit(self.step_limit)
+            over = finished[slot] or error is not None
+            if over:
+                self._release(ticket)
+            self._made.append(_Made(ticket, slot, taken[slot], over, error, work, now))
         self._note(work, launch)
+
+    def hand_out(self) -> None:
+        """Give requests the chunks of the launch that was taken back last, if that was not done. It may be done while the next one runs."""
+        made, self._made = self._made, []
+        for one in made:
+            if not one.ticket.done:
+                self._hand_out(one)
 
     def step(self) -> bool:
         """Plan, run and settle one launch here and now; whether there was one."""
@@ -303,13 +337,15 @@ class Scheduler:
         self.settle(work)
         return True
 
-    def _hand_out(self, ticket: Ticket, slot: int, work: Work, launch: Launch, now: float) -> None:
-        taken = int(launch.taken[slot])
-        ticket.steps += taken
-        finished = bool(launch.finished[slot])
+    def _hand_out(self, made: _Made) -> None:
+        ticket, work, slot, taken = made.ticket, made.work, made.slot, made.taken
+        assert work.launch is not None
+        chunks: list[Any] = []
         try:
-            chunks = [self.model.emit(ticket.request, self.slots.emit_tree([emit[:taken, slot] for emit in launch.emits]))] if taken else []
-            if finished:
+            if taken:
+                values = self.slots.emit_tree([emit[:taken, slot] for emit in work.launch.emits])
+                chunks.append(self.model.emit(ticket.request, values))
+            if made.over and made.error is None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
         except Exception as error:
             self._end(ticket, _failed(error))
@@ -317,13 +353,11 @@ class Scheduler:
         new = [chunk for chunk in chunks if chunk is not None]
         if new:
             if ticket.first_chunk is None:
-                ticket.first_chunk = now
-                self.metrics.first_chunk_seconds.add(now - ticket.accepted)
+                ticket.first_chunk = made.at
+                self.metrics.first_chunk_seconds.add(made.at - ticket.accepted)
             ticket.chunks += new
-        if finished:
-            self._end(ticket, None)
-        elif self.step_limit is not None and ticket.steps >= self.step_limit:
-            self._end(ticket, StepLimit(self.step_limit))
+        if made.over:
+            self._end(ticket, made.error)
         elif new:
             ticket.tell()
 
@@ -339,13 +373,7 @@ class Scheduler:
         if ticket.slot is None:
             metrics.waiting -= 1
         else:
-            del self._running[ticket.slot]
-            heapq.heappush(self._free, ticket.slot)
-            self._freed.append(ticket.slot)
-            metrics.running -= 1
-            assert ticket.started is not None
-            held = ticket.ended - ticket.started
-            self._service = held if not self._service else 0.9 * self._service + 0.1 * held
+            self._release(ticket)
         if error is None:
             metrics.completed += 1
             metrics.total_seconds.add(ticket.ended - ticket.accepted)
@@ -356,6 +384,19 @@ class Scheduler:
         else:
             metrics.failed += 1
         ticket.tell()
+
+    def _release(self, ticket: Ticket) -> None:
+        """Free its slot, if it still has one."""
+        slot = ticket.slot
+        if slot is None or self._running.get(slot) is not ticket:
+            return
+        del self._running[slot]
+        heapq.heappush(self._free, slot)
+        self._freed.append(slot)
+        self.metrics.running -= 1
+        assert ticket.started is not None
+        held = self.clock() - ticket.started
+        self._service = held if not self._service else 0.9 * self._service + 0.1 * held
 
     def _note(self, work: Work, launch: Launch) -> None:
         metrics, rows = self.metrics, int(launch.taken.sum())
@@ -373,7 +414,7 @@ class Scheduler:
         self.pace.note(launch.steps, work.seconds, whole - work.seconds)
 
 
-def _slots(model: Model, count: int) -> Slots:
+def slots_of(model: Model, count: int) -> Slots:
     """So many slots, or a few more that stay empty, which costs nothing: a capture knows the batch by its size, which must be no other."""
     loop, larger = model.loop(count), model.loop(count + 1)
     fixed = {mine for mine, theirs in zip(_sizes(loop), _sizes(larger), strict=True) if mine == theirs}

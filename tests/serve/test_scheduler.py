@@ -99,7 +99,11 @@ class Requests(RuleBasedStateMachine):
         assert work is not None
         work.run()
         assert work.error is None
-        self.served.settle(work)
+        self.served.take_back(work)
+
+    @rule()
+    def hand_out(self) -> None:
+        self.served.hand_out()
 
     @precondition(lambda self: self.tickets)
     @rule(which=st.integers(0, 1000))
@@ -128,7 +132,8 @@ class Requests(RuleBasedStateMachine):
         assert metrics.waiting == sum(not ticket.done for _, _, ticket in served._waiting)
         assert metrics.accepted == len(self.tickets)
         over = metrics.completed + metrics.failed + metrics.cancelled + metrics.expired
-        assert metrics.accepted == over + metrics.running + metrics.waiting
+        made = sum(one.over and not one.ticket.done for one in served._made)
+        assert metrics.accepted == over + metrics.running + metrics.waiting + made
         assert over == sum(ticket.done for ticket in self.tickets)
         if self.work is None:
             assert {slot for slot in range(served.slots.count) if not served.slots.finished[slot]} <= {*served._running, *served._freed}
