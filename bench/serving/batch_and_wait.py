@@ -77,6 +77,9 @@ class BatchAndWait:
                 mine.append([emit[: launch.taken[row], row] for emit in launch.emits])
         chunks = []
         for request, mine in zip(requests, parts, strict=True):
+            if not mine:  # no row had a step to take
+                chunks.append([])
+                continue
             whole = [np.concatenate(leaves) for leaves in zip(*mine, strict=True)]
             chunk = self.model.emit(request, self.slots.emit_tree(whole))
             chunks.append([] if chunk is None else [chunk])

@@ -1,0 +1,103 @@
+"""The load, on servers whose speed is known; and both servers of the comparison on a few requests."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from bench import serve
+from bench.serving.batch_and_wait import BatchAndWait
+from bench.serving.load import Report, arrivals, driven, heavy_tailed, most_served
+from fusedrnn.serve import Engine
+from tests.serve.loops import Say, Sayer
+
+pytestmark = pytest.mark.usefixtures("auto")
+
+
+def test_arrivals_are_a_poisson_process_of_that_rate():
+    gaps = np.diff(arrivals(200.0, 20_000, seed=1))
+    assert (gaps > 0).all()
+    assert abs(gaps.mean() * 200 - 1) < 0.03
+    assert abs(gaps.std() * 200 - 1) < 0.05  # of an exponential distribution it is the mean
+    assert arrivals(200.0, 5, seed=1) == arrivals(200.0, 5, seed=1) != arrivals(200.0, 5, seed=2)
+
+
+def test_lengths_are_within_bounds_and_a_few_are_most_of_the_work():
+    lengths = np.sort(heavy_tailed(10_000, 0, least=8, most=1024, shape=1.1))
+    assert lengths[0] == 8
+    assert lengths[-1] == 1024
+    assert np.median(lengths) < 20
+    assert lengths[-1000:].sum() > lengths.sum() / 2
+
+
+def test_a_load_counts_from_when_a_request_was_due_and_notes_failures():
+    async def server(request):
+        await asyncio.sleep(0.02)
+        if request == "bad":
+            raise ValueError("bad")
+        yield "ab"
+        await asyncio.sleep(0.03)
+        yield "c"
+
+    report = asyncio.run(driven(server, ["x", "bad", "y", "z"], [0.0, 0.01, 0.02, 0.03], len))
+    assert report.failed == 1
+    assert 0.02 <= report.first["p50"] < 0.045
+    assert 0.05 <= report.total["p50"] < 0.09
+    assert report.units == pytest.approx(3 * report.served)
+    assert report.offered == pytest.approx(4 / 0.03)
+
+
+def test_the_most_that_a_server_serves_is_found_by_bisection():
+    offered = []
+
+    async def server(request):
+        await asyncio.sleep(0.0 if request < 60 else 0.1)
+        yield "a"
+
+    def send(rate):
+        offered.append(rate)
+        return [rate] * 5, [0.001 * n for n in range(1, 6)]
+
+    told: list[tuple[Report, bool]] = []
+    best = asyncio.run(most_served(server, 0.05, 6, 160.0, send, len, lambda report, good: told.append((report, good))))
+    assert offered == [40.0, 100.0, 70.0, 55.0, 62.5, 58.75]
+    assert [good for _, good in told] == [True, False, False, True, False, True]
+    assert best is told[-1][0]
+    assert asyncio.run(most_served(server, 1e-9, 3, 160.0, send, len, lambda report, good: None)) is None
+
+
+def test_both_servers_give_the_same_answers():
+    requests = [Say(seed, seed % 8) for seed in range(23)]
+
+    async def answers(server):
+        async def joined(request):
+            return [piece async for chunk in server(request) for piece in chunk]
+
+        return await asyncio.gather(*[joined(request) for request in requests])
+
+    async def main():
+        async with Engine(Sayer(), 5) as engine, BatchAndWait(Sayer(), 5, 0.001) as batches:
+            made = await answers(engine.generate), await answers(batches)
+            return *made, batches.batches
+
+    continuous, waited, count = asyncio.run(main())
+    assert continuous == waited
+    assert all(len(answer) <= request.most for answer, request in zip(waited, requests, strict=True))
+    assert 5 <= count <= 23
+
+
+def test_the_command_measures_both(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    options = ["--slots", "4", "--seconds", "0.1", "--trials", "1", "--most", "32", "--limit", "30", "--hidden", "8"]
+    assert serve.run(parser.parse_args([*options, "--json", str(tmp_path / "serve.json")])) == 0
+    measured = json.loads((tmp_path / "serve.json").read_text())["measured"]
+    assert measured["ratio"] > 0
+    assert measured["limit_seconds"] == 30
+    assert len(measured["continuous"]["loads"]) == len(measured["batch-and-wait"]["loads"]) == 1
+    assert "continuous batching serves " in capsys.readouterr().out
