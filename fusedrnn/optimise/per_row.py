@@ -122,7 +122,7 @@ class _PerRow:
                     raise Mixes(node, "joins what is at another step in each row with a dimension of no row")
                 del sizes[at]
             if sizes != list(value(made).shape[1:]):
-                made = call(self.graph, aten.view.default, made, [self.size, *self._sizes(sizes, node)], like=node)
+                made = call(self.graph, aten.reshape.default, made, [self.size, *self._sizes(sizes, node)], like=node)
             if at:
                 made = call(self.graph, aten.permute.default, made, [*range(1, at + 1), 0, *range(at + 1, len(sizes) + 1)], like=node)
             return made
@@ -144,7 +144,7 @@ class _PerRow:
         return sizes
 
     def _view(self, node: Node) -> Node:
-        return call(self.graph, aten.view.default, self._of(node), [self.size, *self._sizes(list(value(node).shape), node)], like=node)
+        return call(self.graph, aten.reshape.default, self._of(node), [self.size, *self._sizes(list(value(node).shape), node)], like=node)
 
     def _permute(self, node: Any) -> Node:
         rank = len(shape(node))
@@ -183,9 +183,9 @@ class _PerRow:
         made = self.lifted[left]
         many, inner = value(made).shape[1:]
         if many == 1:
-            flat = call(self.graph, aten.view.default, made, [self.size, inner], like=node)
+            flat = call(self.graph, aten.reshape.default, made, [self.size, inner], like=node)
             product = call(self.graph, aten.mm.default, flat, right, like=node)
-            return call(self.graph, aten.view.default, product, [self.size, 1, value(node).shape[1]], like=node)
+            return call(self.graph, aten.reshape.default, product, [self.size, 1, value(node).shape[1]], like=node)
         raise Mixes(node, "multiplies several rows of what is at another step in each row of the batch")
 
     def _read(self, node: Any) -> Node:
