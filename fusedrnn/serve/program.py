@@ -20,7 +20,7 @@ from ..contract import Leaf, Port, Start
 from ..lowering.decompose import decomposed
 from ..optimise.canonicalise import canonicalise
 from ..optimise.going_on import going_on
-from ..optimise.graph import aten, call, copied, location, output, outputs, placeholders, value
+from ..optimise.graph import aten, call, copied, location, made_of, output, outputs, placeholders, value
 from ..optimise.hoist import tokens
 from ..optimise.locality import Locality, Mixes
 from ..optimise.per_row import batch_of, depends_on_place, per_row
@@ -63,6 +63,27 @@ def staggered(program: Program, begun: Start, token_inputs: frozenset[int]) -> S
             f"rows of this loop depend on one another or on one step for all: {mixes.reason}; serving needs rows that stand alone",
             mixes.location,
         ) from mixes
+    return made
+
+
+def for_kernel(program: Program) -> Program:
+    """A staggered program for a kernel, which takes what is known before the loop from torch, that of slots too.
+
+    Raises:
+        NotCapturable: that holds a product, whose bits torch makes depend on the row's place.
+    """
+    key = "staggered for a kernel"
+    if key not in program.plans:
+        graph = program.module.graph
+        of_slots = made_of(graph, program.sources, ("tensor", "slot")) - made_of(graph, program.sources, ("tensor",))
+        for node in graph.nodes:
+            if node in of_slots and node.target in PRODUCTS:
+                raise NotCapturable(
+                    "a product of what is the same at every step of a row: let `admit` multiply, and close over the result", location(node)
+                )
+        sources = tuple(Source("tensor", source.place) if source.kind == "slot" else source for source in program.sources)
+        program.plans[key] = dataclasses.replace(program, sources=sources, plans={})
+    made: Program = program.plans[key]
     return made
 
 
@@ -174,6 +195,7 @@ def _carried(program: Program, begun: Start, module: GraphModule, sources: tuple
     return Staggered(changed, tuple(leaves))
 
 
+PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
 _CARRIED = ("inputs", "token", "state", "loop_state", "time")
 
 

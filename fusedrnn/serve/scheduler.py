@@ -150,6 +150,7 @@ class Scheduler:
         queue: how many may wait at most.
         step_limit: the most steps of one request; None for none.
         latency, throughput, steps: as `Pace` has them.
+        backend: as `Slots` has it.
         clock: seconds that only go up.
 
     Raises:
@@ -167,6 +168,7 @@ class Scheduler:
         latency: float = 0.004,
         throughput: float = 0.02,
         steps: int = 64,
+        backend: str = "auto",
         clock: Clock = time.monotonic,
     ) -> None:
         for name, number, least in (("slots", slots, 2), ("queue", queue, 0), ("step_limit", step_limit, 1)):
@@ -174,7 +176,7 @@ class Scheduler:
                 raise ValueError(f"{name} must be an int of at least {least}, got {number!r}")
         self.model, self.queue, self.step_limit, self.clock = model, queue, step_limit, clock
         self.pace = Pace(latency, throughput, steps)
-        self.slots = slots_of(model, slots)
+        self.slots = slots_of(model, slots, backend)
         self.metrics = Metrics(slots)
         self.draining = False
         self._waiting: list[tuple[float, int, Ticket]] = []  # a heap; those that have ended are dropped when they come up
@@ -414,14 +416,14 @@ class Scheduler:
         self.pace.note(launch.steps, work.seconds, whole - work.seconds)
 
 
-def slots_of(model: Model, count: int) -> Slots:
+def slots_of(model: Model, count: int, backend: str = "auto") -> Slots:
     """So many slots, or a few more that stay empty, which costs nothing: a capture knows the batch by its size, which must be no other."""
     loop, larger = model.loop(count), model.loop(count + 1)
     fixed = {mine for mine, theirs in zip(_sizes(loop), _sizes(larger), strict=True) if mine == theirs}
     rows = next(number for number in itertools.count(count) if number not in fixed)
     if rows != count:
         loop = larger if rows == count + 1 else model.loop(rows)
-    made = Slots(loop.cell, loop.loop_fn, loop.rows)
+    made = Slots(loop.cell, loop.loop_fn, loop.rows, backend=backend)
     if made.count != rows:
         raise ValueError(f"the model's loop has {made.count} rows where {rows} were asked for")
     return made

@@ -11,21 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import branches, contract, executors, frames, trees
+from .. import branches, contract, frames, trees
 from ..capture import cache
 from ..capture.program import Program, Source
 from ..capture.refusal import NotCapturable
 from ..contract import Call, LoopFn, Port, Start
 from ..errors import PlanError
-from ..executors import native, warm
+from ..executors import native, persistent, warm
+from ..executors.backends import refuse_unavailable
 from ..executors.captured import refuse_surroundings
 from ..executors.native_call import End
 from ..frames import Frame
-from ..optimise.graph import aten
 from ..optimise.hoist import tokens
-from .program import Staggered, staggered
-
-_PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
+from .program import PRODUCTS, Staggered, for_kernel, staggered
 
 
 @dataclass(frozen=True)
@@ -86,30 +84,37 @@ class Slots:
     Args:
         cell, loop_fn: as for `fusedrnn.raw_rnn`; the batch is the slots.
         rows: by name, the closed-over tensors that hold something of each slot.
+        backend: "native", on a CPU, or "persistent", on a GPU or emulated; "auto" takes the one for the loop's device.
+
+    Attributes:
+        executor: the name of the one that runs.
 
     Raises:
+        ValueError: no such backend, or a row that is none.
         PlanError: the loop cannot be served; ``.reason`` says what stands in the way, ``.location`` where.
     """
 
-    def __init__(self, cell: Any, loop_fn: LoopFn, rows: Mapping[str, Row]) -> None:
+    def __init__(self, cell: Any, loop_fn: LoopFn, rows: Mapping[str, Row], *, backend: str = "auto") -> None:
+        if backend not in ("auto", "native", "persistent"):
+            raise ValueError(f"backend must be 'auto', 'native' or 'persistent', got {backend!r}")
         self.rows = dict(rows)
         self._call = Call.checked(cell, loop_fn)
         self._calls: dict[int, Call] = {}
-        executors.choose("native")
         try:
             with torch.no_grad(), frames.running() as frame, branches.taken():
-                self._prepare(frame)
+                self._prepare(frame, backend)
         except NotCapturable as refused:
             raise PlanError(refused.reason, refused.location) from refused
         self.count = self._begun.batch
         leaves = self._staggered.program.state_port.leaves
-        self.state = [torch.zeros(self.count, *(leaf.shape or ())[1:], dtype=leaf.dtype) for leaf in leaves]
+        device = self._begun.device
+        self.state = [torch.zeros(self.count, *(leaf.shape or ())[1:], dtype=leaf.dtype, device=device) for leaf in leaves]
         self.finished = torch.ones(self.count, dtype=torch.bool)
 
-    def _prepare(self, frame: Frame) -> None:
+    def _prepare(self, frame: Frame, backend: str) -> None:
         begun = contract.start(self._call, frame)
-        if begun.device.type != "cpu":
-            raise NotCapturable(f"serving runs on the CPU, this loop is on {begun.device}: move the model there")
+        self.executor = backend if backend != "auto" else "native" if begun.device.type == "cpu" else "persistent"
+        refuse_unavailable(self.executor)
         refuse_surroundings(begun)
         program, self._tensors = cache.captured(self._call, frame, begun)
         self._check_rows(begun.batch)
@@ -123,13 +128,24 @@ class Slots:
         self._first = first
         self._staggered: Staggered = staggered(program, begun, known)
         self._begun = self._bare(begun)
-        self._native = native.compiled(self._staggered.program)
-        source = self._native.source
-        if source.mixes is not None or source.locality is None:
-            mixes = source.mixes
-            raise NotCapturable(f"rows of this loop depend on one another: {mixes}", None if mixes is None else mixes.location)
-        if not source.retires:
+        self._loop, self._program = self._compiled(begun)
+
+    def _compiled(self, begun: Start) -> tuple[Any, Program]:
+        """The loop for the executor, and the program that it is of."""
+        program = self._staggered.program
+        loop: Any
+        if self.executor == "persistent":
+            program = for_kernel(program)
+            loop = persistent.kernel(program, begun.batch, begun.device, self._tensors)
+            made = loop.plan.schedule.step.made
+        else:
+            loop = native.compiled(program)
+            made = loop.source
+        if made.mixes is not None:
+            raise NotCapturable(f"rows of this loop depend on one another: {made.mixes.reason}", made.mixes.location)
+        if not made.retires:
             raise NotCapturable("something of a finished row can be seen by other rows")
+        return loop, program
 
     def _bare(self, begun: Start) -> Start:
         program = self._staggered.program
@@ -230,17 +246,17 @@ class Slots:
         if started is None:
             return False
         begun, first_tokens = started
-        index = torch.tensor(slots)
+        index = torch.tensor(slots, device=begun.device)
         for leaf, source in zip(self.state, self._staggered.leaves, strict=True):
             made = self._at_start(source, begun, first_tokens)
             rows = made.expand(len(slots), *leaf.shape[1:]) if made.ndim < leaf.ndim else made.index_select(0, index)
             leaf.index_copy_(0, index, rows)
-        self.finished.index_copy_(0, index, begun.finished.index_select(0, index))
+        self.finished.index_copy_(0, torch.tensor(slots), begun.finished.index_select(0, index).cpu())
         return True
 
     def _at_start(self, source: Source, begun: Start, first_tokens: Mapping[int, torch.Tensor]) -> torch.Tensor:
         if source.kind == "time":
-            return torch.ones((), dtype=torch.int32)
+            return torch.ones((), dtype=torch.int32, device=begun.device)
         if source.kind == "token":
             return first_tokens[source.place]
         trees_of = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
@@ -261,9 +277,9 @@ class Slots:
         finished[live] = False
         ended = self._run(finished, steps)
         if ended is not None:
-            self.state, self.finished = ended.leaves["state"], ended.finished
+            self.state, self.finished = ended.leaves["state"], ended.finished.cpu()
             emits = [_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))]
-            return Launch(ended.steps, ended.lengths.numpy(), ended.finished.numpy(), emits)
+            return Launch(ended.steps, ended.lengths.cpu().numpy(), self.finished.numpy().copy(), emits)
         if len(live) == 1:
             self.finished = finished.clone().fill_(True)
             return self._nothing(live[0])
@@ -288,7 +304,8 @@ class Slots:
         whole.emits = [np.zeros((steps, *emit.shape[1:]), emit.dtype) for emit in first.emits]
         for rows, launch, state, finished in parts:
             for leaf, made in zip(self.state, state, strict=True):
-                leaf.index_copy_(0, rows, made.index_select(0, rows))
+                here = rows.to(leaf.device)
+                leaf.index_copy_(0, here, made.index_select(0, here))
             self.finished.index_copy_(0, rows, finished.index_select(0, rows))
             at = rows.numpy()
             whole.taken[at], whole.finished[at] = launch.taken[at], launch.finished[at]
@@ -301,8 +318,9 @@ class Slots:
         call = self._calls.get(steps)
         if call is None:
             call = self._calls[steps] = dataclasses.replace(self._call, max_steps=steps)
-        begun = dataclasses.replace(self._begun, finished=finished, state=self.state)
-        return self._native.bound(self._staggered.program, call, begun, self._tensors, None, {}).run()
+        begun = dataclasses.replace(self._begun, finished=finished.to(self._begun.device), state=self.state)
+        made: End | None = self._loop.bound(self._program, call, begun, self._tensors, None, {}).run()
+        return made
 
     def final_state(self, slot: int) -> Any:
         """The cell's state of a row, as a tree of its own tensors ``[...]``."""
@@ -319,7 +337,7 @@ class Slots:
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    made: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    made: npt.NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
     return made
 
 
@@ -329,7 +347,7 @@ def _refuse_products(first: warm.Warm) -> None:
     if run is None:
         return
     for node in run.__self__.graph.nodes:  # type: ignore[attr-defined]
-        if node.target in _PRODUCTS:
+        if node.target in PRODUCTS:
             raise NotCapturable(
                 "loop_fn multiplies at time 0: let `admit` do that, and close over what it makes", node.meta.get("stack_trace")
             )

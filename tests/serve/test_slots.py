@@ -13,6 +13,7 @@ from torch import nn
 import fusedrnn
 from fusedrnn import feedback
 from fusedrnn.errors import PlanError
+from fusedrnn.kernels import gpu
 from fusedrnn.serve import Model, Row, Slots
 from tests.serve.loops import SIZE, VOCABULARY, Read, Reader, Say, Sayer, alone, weights
 
@@ -211,3 +212,27 @@ def test_rows_must_be_closed_over_and_have_the_slots() -> None:
         Slots(cell, loop_fn, {"other": Row(torch.zeros(4))})
     with pytest.raises(ValueError, match=r"state must have the 4 slots in dimension 1, got shape \[4, 16\]"):
         Slots(cell, loop_fn, {"state": Row(state, 1)})
+
+
+@pytest.mark.skipif(not gpu.EMULATED, reason="persistent kernels are emulated where FUSEDRNN_EMULATE=1")
+def test_a_persistent_kernel_serves_too() -> None:
+    model = Sayer()
+    loop = model.loop(5)
+    slots = Slots(loop.cell, loop.loop_fn, loop.rows, backend="persistent")
+    assert slots.executor == "persistent"
+    got: dict[int, list[np.ndarray]] = {0: [], 3: []}
+    for enter in ({0: Say(5, 4), 1: Say(1, spoiled="nan")}, {3: Say(6, 3)}, {}):
+        assert slots.admit({slot: values(model, request) for slot, request in enter.items()}) == {}
+        launch = slots.launch(2)
+        for slot, parts in got.items():
+            parts.append(launch.emits[1][: launch.taken[slot], slot].copy())
+    assert slots.finished.tolist() == [True, False, True, True, True]
+    for slot, request in ((0, Say(5, 4)), (3, Say(6, 3))):
+        (_, want), _ = alone(model, request)
+        torch.testing.assert_close(torch.from_numpy(np.concatenate(got[slot])), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backend_that_is_none_is_refused() -> None:
+    loop = Sayer().loop(5)
+    with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'persistent', got 'stepwise'"):
+        Slots(loop.cell, loop.loop_fn, loop.rows, backend="stepwise")
