@@ -11,7 +11,8 @@ from typing import Any, Self
 from .errors import ServeError
 from .metrics import Metrics
 from .model import Model
-from .scheduler import Scheduler, Ticket
+from .scheduler import Scheduler
+from .work import Ticket
 
 
 class Stream(AsyncIterator[Any]):

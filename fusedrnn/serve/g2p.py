@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class G2PModel(Model):
         self._graphemes = torch.zeros(most_letters + 1, _AT_ONCE, dtype=torch.int64)
         self._lengths = torch.zeros(_AT_ONCE, dtype=torch.int64)
         self._encoder = self._encoder_loop()
+        self._turn = threading.Lock()  # of the engines that share this model: its encoder reads one place
 
     def _encoder_loop(self) -> Loop:
         encoder, embedding, graphemes, lengths = self.model.encoder, self.model.grapheme_embedding, self._graphemes, self._lengths
@@ -59,17 +61,18 @@ class G2PModel(Model):
         if len(request) > self.most_letters:
             raise ValueError(f"a word may have {self.most_letters} letters, this one has {len(request)}: {request[:20]!r}...")
 
-    def admit(self, requests: Sequence[str]) -> list[Values | Exception]:
-        made: list[Values | Exception] = []
-        for begin in range(0, len(requests), _AT_ONCE):
-            self._lengths.zero_()
-            for row, word in enumerate(requests[begin : begin + _AT_ONCE]):
-                letters = torch.tensor(checkpoint.graphemes(word))
-                self._lengths[row] = len(letters)
-                self._graphemes[: len(letters), row] = letters
-            state = self._encoder().final_state
-            made += [{"state": state[row]} for row in range(min(_AT_ONCE, len(requests) - begin))]
-        return made
+    def admit(self, requests: Sequence[str]) -> list[Values]:
+        with self._turn:
+            return [values for begin in range(0, len(requests), _AT_ONCE) for values in self._encoded(requests[begin : begin + _AT_ONCE])]
+
+    def _encoded(self, words: Sequence[str]) -> list[Values]:
+        self._lengths.zero_()
+        for row, word in enumerate(words):
+            letters = torch.tensor(checkpoint.graphemes(word))
+            self._lengths[row] = len(letters)
+            self._graphemes[: len(letters), row] = letters
+        state = self._encoder().final_state
+        return [{"state": state[row]} for row in range(len(words))]
 
     def emit(self, request: str, values: npt.NDArray[Any]) -> list[str] | None:
         return checkpoint.phonemes(values.tolist()) or None

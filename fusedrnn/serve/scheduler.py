@@ -9,9 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,112 +19,12 @@ from ..capture import closure
 from ..contract import Call
 from .errors import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, StepLimit
 from .metrics import Metrics
-from .model import Model, SlotLoop, Values
+from .model import Model, SlotLoop
 from .pace import Pace
 from .slots import Launch, Slots
+from .work import Ticket, Work
 
 Clock = Callable[[], float]
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request that was accepted.
-
-    Attributes:
-        request: the model's.
-        priority: the lower, the sooner it gets a slot.
-        deadline: on the scheduler's clock; None for none.
-        accepted, started, first_chunk, ended: when, on that clock; None: not yet.
-        slot: where it runs.
-        steps: that its row has taken.
-        chunks: that no one has taken yet.
-        done: it has ended; ``error`` says why, None where its row finished.
-        told: called, if set, whenever there are new chunks or the request has ended.
-    """
-
-    request: Any
-    priority: int
-    deadline: float | None
-    accepted: float
-    order: int
-    started: float | None = None
-    first_chunk: float | None = None
-    ended: float | None = None
-    slot: int | None = None
-    steps: int = 0
-    chunks: deque[Any] = field(default_factory=deque)
-    done: bool = False
-    error: Exception | None = None
-    told: Callable[[], None] | None = None
-
-    def tell(self) -> None:
-        if self.told is not None:
-            self.told()
-
-
-@dataclass
-class Work:
-    """A launch that is planned: who is admitted, how many steps.
-
-    Attributes:
-        launch, wrong, error, seconds: what came of it: `run` sets them.
-        states: the last state of rows that finished, by slot, if the model wants it.
-    """
-
-    model: Model
-    slots: Slots
-    freed: list[int]
-    admitted: dict[int, Any]
-    running: list[int]
-    steps: int
-    launch: Launch | None = None
-    wrong: dict[int, Exception] = field(default_factory=dict)
-    states: dict[int, Any] = field(default_factory=dict)
-    error: Exception | None = None
-    began: float = 0.0
-    seconds: float = 0.0
-
-    def run(self) -> None:
-        """Compute. Touches the slots and the model, and nothing of the scheduler."""
-        try:
-            with torch.no_grad():
-                self._run()
-        except Exception as error:  # of the engine or of the model, and of no request in particular
-            self.error = error
-
-    def _run(self) -> None:
-        self.slots.free(self.freed)
-        values, self.wrong = _admitted(self.model, self.admitted)
-        self.wrong |= self.slots.admit(values)
-        began = time.perf_counter()
-        self.launch = self.slots.launch(self.steps)
-        self.seconds = time.perf_counter() - began
-        if self.model.wants_state:
-            for slot in (*self.running, *self.admitted):
-                if self.launch.finished[slot] and slot not in self.launch.failed and slot not in self.wrong:
-                    self.states[slot] = self.slots.final_state(slot)
-
-
-def _admitted(model: Model, requests: Mapping[int, Any]) -> tuple[dict[int, Values], dict[int, Exception]]:
-    """What the model gives for requests, and what is wrong with the others."""
-    if not requests:
-        return {}, {}
-    try:
-        given = list(model.admit(list(requests.values())))
-    except Exception as error:
-        if len(requests) == 1:
-            return {}, dict.fromkeys(requests, error)
-        values, wrong = dict[int, Values](), dict[int, Exception]()
-        for slot, request in requests.items():  # one of them is not as it should be: each by itself
-            mine, mine_wrong = _admitted(model, {slot: request})
-            values |= mine
-            wrong |= mine_wrong
-        return values, wrong
-    pairs = list(zip(requests, given, strict=True))
-    return (
-        {slot: value for slot, value in pairs if not isinstance(value, Exception)},
-        {slot: value for slot, value in pairs if isinstance(value, Exception)},
-    )
 
 
 @dataclass

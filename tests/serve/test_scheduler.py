@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, Scheduler, StepLimit, Ticket  # fmt: skip
-from fusedrnn.serve.scheduler import Work
+from fusedrnn.serve.work import Work
 from tests.serve.loops import Say, Sayer
 
 pytestmark = pytest.mark.usefixtures("auto")
