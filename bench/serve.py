@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each load (default 8)")
     parser.add_argument("--trials", type=int, default=7, help="loads of each server (default 7)")
     parser.add_argument("--limit", type=float, help="seconds of p99 of the whole answer (default: twice the longest answer alone)")
-    parser.add_argument("--wait", type=float, default=0.005, help="seconds that batch-and-wait gathers a batch (default 0.005)")
+    parser.add_argument("--wait", type=float, default=0.0, help="seconds that batch-and-wait waits for more requests (default 0)")
     parser.add_argument("--threads", type=int, default=1, help="of a launch (default 1: the load and Python need a core too)")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, arrivals and draws (default 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
