@@ -102,27 +102,31 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{percent}": float(np.percentile(values, percent)) for percent in (50, 95, 99)}
 
 
-async def most_served(
-    server: Server, limit: float, trials: int, highest: float, send: Callable[[float], tuple[Sequence[Any], Sequence[float]]],
-    count: Callable[[Any], int], tell: Callable[[Report, bool], None],
-) -> Report | None:  # fmt: skip
-    """The most that a server serves with p99 of the whole answer within a limit: what it was offered is halved and doubled by bisection.
+class Search:
+    """The most that a server serves with p99 of the whole answer within a limit, by bisection.
 
     Args:
         limit: seconds.
-        trials: how many loads.
         highest: requests a second, more than it can serve.
-        send: for a rate the requests and when they are due.
-        tell: told of each load, and whether it was within the limit.
+
+    Attributes:
+        rate: to be tried next.
+        best: what was served within the limit.
     """
-    low, high, best = 0.0, highest, None
-    for trial in range(trials):
-        rate = (low + high) / 2 if trial else highest / 4
-        report = await driven(server, *send(rate), count)
-        good = report.total["p99"] <= limit and not report.failed
-        tell(report, good)
-        if good:
-            low, best = rate, report
+
+    def __init__(self, limit: float, highest: float) -> None:
+        self.limit, self._low, self._high = limit, 0.0, highest
+        self.rate = highest / 4
+        self.best: Report | None = None
+
+    def within(self, report: Report) -> bool:
+        """Whether a load was served as it should be."""
+        return report.total["p99"] <= self.limit and not report.failed
+
+    def note(self, report: Report) -> None:
+        """What came of the rate."""
+        if self.within(report):
+            self._low, self.best = self.rate, report
         else:
-            high = rate
-    return best
+            self._high = self.rate
+        self.rate = (self._low + self._high) / 2

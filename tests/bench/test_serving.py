@@ -11,7 +11,7 @@ import pytest
 
 from bench import serve
 from bench.serving.batch_and_wait import BatchAndWait
-from bench.serving.load import Report, arrivals, driven, heavy_tailed, most_served
+from bench.serving.load import Report, Search, arrivals, driven, heavy_tailed
 from fusedrnn.serve import Engine
 from tests.serve.loops import Say, Sayer
 
@@ -52,22 +52,21 @@ def test_a_load_counts_from_when_a_request_was_due_and_notes_failures():
 
 
 def test_the_most_that_a_server_serves_is_found_by_bisection():
-    offered = []
+    def report(rate, failed=0):
+        late = 0.01 if rate < 60 else 0.1
+        return Report(rate, rate, rate, failed, {"p99": 0.0}, {"p99": late})
 
-    async def server(request):
-        await asyncio.sleep(0.0 if request < 60 else 0.1)
-        yield "a"
-
-    def send(rate):
-        offered.append(rate)
-        return [rate] * 5, [0.001 * n for n in range(1, 6)]
-
-    told: list[tuple[Report, bool]] = []
-    best = asyncio.run(most_served(server, 0.05, 6, 160.0, send, len, lambda report, good: told.append((report, good))))
+    search, offered = Search(0.05, 160.0), []
+    for _ in range(6):
+        offered.append(search.rate)
+        search.note(report(search.rate))
     assert offered == [40.0, 100.0, 70.0, 55.0, 62.5, 58.75]
-    assert [good for _, good in told] == [True, False, False, True, False, True]
-    assert best is told[-1][0]
-    assert asyncio.run(most_served(server, 1e-9, 3, 160.0, send, len, lambda report, good: None)) is None
+    assert search.best is not None
+    assert search.best.offered == 58.75
+    assert not search.within(report(10, failed=1))
+    never = Search(0.001, 160.0)
+    never.note(report(never.rate))
+    assert never.best is None
 
 
 def test_both_servers_give_the_same_answers():
