@@ -29,7 +29,7 @@ class BatchAndWait:
         self.model, self.most, self.wait = model, most, wait
         self.slots: Slots = slots_of(model, most)
         self._waiting: asyncio.Queue[tuple[Any, asyncio.Future[list[Any]]]] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
         self._task: asyncio.Task[None] | None = None
         self.batches = 0
 
@@ -56,8 +56,13 @@ class BatchAndWait:
             batch = [await self._waiting.get()]
             until = loop.time() + self.wait
             while len(batch) < self.most:
-                try:
-                    batch.append(await asyncio.wait_for(self._waiting.get(), max(until - loop.time(), 0)))
+                left = until - loop.time()
+                if self._waiting.empty() and left <= 0:
+                    break
+                try:  # without time left `wait_for` would not even look at what is there
+                    batch.append(
+                        self._waiting.get_nowait() if not self._waiting.empty() else await asyncio.wait_for(self._waiting.get(), left)
+                    )
                 except TimeoutError:
                     break
             made = await loop.run_in_executor(self._thread, self._run, [request for request, _ in batch])

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from .errors import ServeError
 from .metrics import Metrics
 from .model import Model
@@ -67,6 +69,7 @@ class Engine:
     Args:
         model: what is served.
         slots: how many requests run at once.
+        threads: of a launch; None: as many as torch has where the engine is made.
         options: as `Scheduler` has them.
 
     Raises:
@@ -74,8 +77,10 @@ class Engine:
         PlanError: the model's loop cannot be served: ``.reason`` says why.
     """
 
-    def __init__(self, model: Model, slots: int = 256, **options: Any) -> None:
-        self.model = model
+    def __init__(self, model: Model, slots: int = 256, *, threads: int | None = None, **options: Any) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be an int of at least 1, or None, got {threads!r}")
+        self.model, self.threads = model, threads or torch.get_num_threads()
         self.scheduler = Scheduler(model, slots, **options)
         self._thread: ThreadPoolExecutor | None = None
         self._driver: asyncio.Task[None] | None = None
@@ -96,7 +101,9 @@ class Engine:
         """Begin to serve. Raises RuntimeError if it was begun before."""
         if self._driver is not None:
             raise RuntimeError("this engine was started before: make another")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fusedrnn-serve")
+        self._thread = ThreadPoolExecutor(
+            1, "fusedrnn-serve", torch.set_num_threads, (self.threads,)
+        )  # a thread begins with as many as the environment says
         self._driver = asyncio.create_task(self._drive(), name=f"fusedrnn engine of {self.model.name}")
         return self
 

@@ -89,6 +89,19 @@ def test_both_servers_give_the_same_answers():
     assert 5 <= count <= 23
 
 
+def test_a_batch_takes_all_that_is_there_without_waiting():
+    async def main():
+        async with BatchAndWait(Sayer(), 8, 0.0) as batches:
+
+            async def answer(seed):
+                return [chunk async for chunk in batches(Say(seed, 5))]
+
+            await asyncio.gather(*[answer(seed) for seed in range(24)])
+            return batches.batches
+
+    assert asyncio.run(main()) == 3
+
+
 def test_the_command_measures_both(tmp_path, capsys):
     pytest.importorskip("safetensors")
     parser = argparse.ArgumentParser()

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import torch
 
 from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, Engine, QueueFull, RequestFailed, ServeError
 from tests.serve.loops import Say, Sayer
@@ -181,3 +182,22 @@ def test_nothing_is_kept_of_requests_that_have_ended() -> None:
             assert len(engine.scheduler._deadlines) <= 64
 
     run(main())
+
+
+def test_launches_have_as_many_threads_as_they_were_given() -> None:
+    seen = []
+
+    class Noting(Sayer):
+        def admit(self, requests: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().admit(requests)
+
+    async def main() -> None:
+        for threads in (1, 2, None):
+            async with Engine(Noting(), 2, threads=threads) as engine:
+                assert joined(await engine.submit(Say(1)).chunks()) == solo(Say(1))
+
+    run(main())
+    assert seen == [1, 2, torch.get_num_threads()]
+    with pytest.raises(ValueError, match="threads must be an int of at least 1, or None, got 0"):
+        Engine(Sayer(), 2, threads=0)
