@@ -103,9 +103,10 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 class Search:
-    """The most that a server serves with p99 of the whole answer within a limit, by bisection.
+    """The most that a server serves with p99 within a limit, by bisection.
 
     Args:
+        of: "total", the whole answer's, or "first", the first chunk's.
         limit: seconds.
         highest: requests a second, more than it can serve.
 
@@ -114,14 +115,15 @@ class Search:
         best: what was served within the limit.
     """
 
-    def __init__(self, limit: float, highest: float) -> None:
-        self.limit, self._low, self._high = limit, 0.0, highest
+    def __init__(self, of: str, limit: float, highest: float) -> None:
+        self.of, self.limit, self._low, self._high = of, limit, 0.0, highest
         self.rate = highest / 4
         self.best: Report | None = None
 
     def within(self, report: Report) -> bool:
         """Whether a load was served as it should be."""
-        return report.total["p99"] <= self.limit and not report.failed
+        p99: float = getattr(report, self.of)["p99"]
+        return p99 <= self.limit and not report.failed
 
     def note(self, report: Report) -> None:
         """What came of the rate."""

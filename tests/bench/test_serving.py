@@ -56,7 +56,7 @@ def test_the_most_that_a_server_serves_is_found_by_bisection():
         late = 0.01 if rate < 60 else 0.1
         return Report(rate, rate, rate, failed, {"p99": 0.0}, {"p99": late})
 
-    search, offered = Search(0.05, 160.0), []
+    search, offered = Search("total", 0.05, 160.0), []
     for _ in range(6):
         offered.append(search.rate)
         search.note(report(search.rate))
@@ -64,9 +64,10 @@ def test_the_most_that_a_server_serves_is_found_by_bisection():
     assert search.best is not None
     assert search.best.offered == 58.75
     assert not search.within(report(10, failed=1))
-    never = Search(0.001, 160.0)
+    never = Search("total", 0.001, 160.0)
     never.note(report(never.rate))
     assert never.best is None
+    assert Search("first", 0.001, 160.0).within(report(70))
 
 
 def test_both_servers_give_the_same_answers():
