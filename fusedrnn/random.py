@@ -64,6 +64,14 @@ def row_seeds(seed: int | torch.Tensor, batch_size: int, device: torch.device | 
     return z ^ ((z >> 31) & (2**33 - 1))
 
 
+def row_seed(seed: int, row: int = 0) -> int:
+    """The seed of one row, as `row_seeds` gives it, as a Python number."""
+    z = (seed + row) * 0x9E3779B97F4A7C15 & 2**64 - 1
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & 2**64 - 1
+    return signed(z ^ z >> 31)
+
+
 def signed(word: int) -> int:
     """The lowest 64 bits of a whole number, as two's complement."""
     word &= 2**64 - 1

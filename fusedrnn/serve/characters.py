@@ -117,7 +117,7 @@ class CharactersModel(Model):
             "prompt": torch.tensor(letters, dtype=torch.int64), "length": torch.tensor(len(letters)), "most": torch.tensor(request.most),
             "one_word": torch.tensor(request.one_word), "temperature": torch.tensor(float(request.temperature)),
             "top_k": torch.tensor(len(ALPHABET) if request.top_k is None else min(request.top_k, len(ALPHABET))),
-            "seed": random.row_seeds(request.seed, 1)[0],
+            "seed": torch.tensor(random.row_seed(request.seed)),
         }  # fmt: skip
 
     def emit(self, request: Continuation, values: npt.NDArray[Any]) -> str | None:

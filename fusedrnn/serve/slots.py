@@ -202,17 +202,17 @@ class Slots:
                 self.checked(values)
             except (ValueError, TypeError) as error:
                 wrong[slot] = error
-                continue
-            self._write(slot, values)
         begin = [slot for slot in admitted if slot not in wrong]
-        if not begin or self._begin(begin):
+        if not begin:
             return wrong
+        self._write(begin, admitted)
+        if self._begin(begin):
+            return wrong
+        self._clear(begin)
         for slot in begin:  # one of them looks where there is nothing: each by itself
-            self._clear(slot)
-        for slot in begin:
-            self._write(slot, admitted[slot])
+            self._write([slot], admitted)
             if not self._begin([slot]):
-                self._clear(slot)
+                self._clear([slot])
                 wrong[slot] = IndexError("the request looks at time 0 where there is nothing, such as up a token outside of the embedding")
         return wrong
 
@@ -221,20 +221,23 @@ class Slots:
         for slot in slots:
             self.finished[slot] = True
 
-    def _write(self, slot: int, values: Mapping[str, torch.Tensor]) -> None:
-        self._clear(slot)
-        for name, value in values.items():
-            row = self.rows[name]
-            to = row.tensor.select(row.dim, slot)
-            value = torch.as_tensor(value)
-            (to[: len(value)] if value.ndim else to).copy_(value)
+    def _write(self, slots: Sequence[int], admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+        self._clear(slots)
+        for name, row in self.rows.items():
+            given = [torch.as_tensor(admitted[slot][name]) for slot in slots]
+            if row.dim == 0:
+                row.tensor.index_copy_(0, torch.tensor(slots, device=row.tensor.device), torch.stack(given).to(row.tensor.device))
+                continue
+            for slot, value in zip(slots, given, strict=True):
+                row.tensor.select(row.dim, slot)[: len(value)].copy_(value)
 
-    def _clear(self, slot: int) -> None:
+    def _clear(self, slots: Sequence[int]) -> None:
+        index = torch.tensor(slots)
         for row in self.rows.values():
-            row.tensor.select(row.dim, slot).zero_()
+            row.tensor.index_fill_(row.dim, index.to(row.tensor.device), 0)
         for leaf in self.state:
-            leaf[slot].zero_()
-        self.finished[slot] = True
+            leaf.index_fill_(0, index.to(leaf.device), 0)
+        self.finished.index_fill_(0, index, True)
 
     @torch.no_grad()
     def _begin(self, slots: Sequence[int]) -> bool:
