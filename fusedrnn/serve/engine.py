@@ -97,6 +97,11 @@ class Engine:
         """Whether it takes requests."""
         return self._driver is not None and not self._driver.done() and not self.scheduler.draining
 
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and neither closed nor ended by a fault: it may be draining."""
+        return self._driver is not None and not self._driver.done()
+
     async def start(self) -> Self:
         """Begin to serve. Raises RuntimeError if it was begun before."""
         if self._driver is not None:
