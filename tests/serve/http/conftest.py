@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,19 +19,23 @@ from fusedrnn.serve.http.server import Server, listener
 
 
 class Running:
-    """A server until its block is left.
+    """A server until its block is left; ``buffer``: bytes that the system keeps for a client, 0 for as many as it likes.
 
     Attributes:
         url: where it is.
         port: of 127.0.0.1.
+        limits: of a request.
         engine: the first of its engines.
     """
 
-    def __init__(self, *served: Any, limits: Limits | None = None, token: str | None = None, linger: float = 0.0) -> None:
+    def __init__(self, *served: Any, limits: Limits | None = None, token: str | None = None, linger: float = 0.0, buffer: int = 0) -> None:
+        self.limits = limits or Limits()
         app = application(*served, limits=limits, token=token)
         engines = [getattr(each, "engine", each) for each in served]
         self.engine: Engine = engines[0]
         self._sock = listener("127.0.0.1", 0, token=token)
+        if buffer:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = Server(uvicorn.Config(app, lifespan="on", ws="none", log_level="critical"), engines, linger=linger)
