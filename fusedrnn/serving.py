@@ -62,6 +62,8 @@ def serve_command(args: argparse.Namespace) -> None:
         sock = listener(args.host, args.port, token=token, open_to_all=args.open_to_all)
     except ValueError as error:
         raise CommandError(f"{error} ({TOKEN}, --open-to-all)") from error
+    except OSError as error:
+        raise CommandError(str(error)) from error
     with sock:
         host, port = sock.getsockname()[:2]
         engines = [_engine(name, args) for name in args.models]

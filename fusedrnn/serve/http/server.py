@@ -78,7 +78,10 @@ def listener(host: str, port: int, *, token: str | None, open_to_all: bool = Fal
     """
     if token is None and not open_to_all and not loopback(host):
         raise ValueError(f"other machines may reach {host}: set a token, or ask for a server that is open to all of them")
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}") from error
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio turns Nagle's 40 ms off only where TCP is named
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
