@@ -15,7 +15,8 @@ from .problems import json_response
 
 _PAGE = Path(__file__).with_name("page.html").read_text("utf-8")
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from fusedrnn.serve import CharactersModel
@@ -54,6 +56,12 @@ def test_listening_for_all_when_asked_to() -> None:
         assert one.getsockname()[1] != other.getsockname()[1]
         with pytest.raises(OSError, match=r"cannot listen at 127.0.0.1:\d+: "), listener("127.0.0.1", _taken(one), token=None):
             pass
+
+
+def test_answers_do_not_wait_for_more() -> None:
+    """asyncio sets TCP_NODELAY on sockets that name their protocol; without it every answer took 40 ms more."""
+    with listener("127.0.0.1", 0, token=None) as sock:
+        assert sock.proto == socket.IPPROTO_TCP
 
 
 def _taken(sock: object) -> int:
