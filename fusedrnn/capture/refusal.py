@@ -30,7 +30,7 @@ class NotCapturable(Exception):
         self.location = location
 
 
-def _is_foreign(filename: str) -> bool:
+def is_foreign(filename: str) -> bool:
     return not filename.startswith((_TORCH, _OURS, "<frozen", "<string"))
 
 
@@ -47,7 +47,7 @@ def here() -> str | None:
                 ours = f"{filename}:{frame.f_lineno}"
             if frame.f_code.co_name == "_traced_step":
                 return found or ours
-        elif found is None and _is_foreign(filename):
+        elif found is None and is_foreign(filename):
             found = f"{filename}:{frame.f_lineno}"
         frame = frame.f_back
     return None
@@ -60,7 +60,7 @@ def place(error: BaseException) -> str | None:
         filename = entry.f_code.co_filename
         if entry.f_code.co_name == "_traced_step":
             inside = True
-        elif inside and _is_foreign(filename):
+        elif inside and is_foreign(filename):
             found = f"{filename}:{line}"
         elif inside and filename.startswith(_OURS) and not filename.startswith(_ABOUT_OURSELVES):
             ours = f"{filename}:{line}"

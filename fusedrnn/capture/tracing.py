@@ -3,6 +3,7 @@ traced ones, with look-ups, random draws and conditionals as the graph's own ope
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,11 @@ _TO_PYTHON = {
     torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__, torch.Tensor.item,
     torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__contains__, torch.Tensor.__complex__,
 }  # fmt: skip
+# What autograd knows of a tensor: a traced one is not what the loop would hold.
+_OF_AUTOGRAD = {
+    getattr(torch.Tensor, name).__get__: name
+    for name in ("requires_grad", "grad_fn", "is_leaf")  # of closed-over ones it is compared
+}
 # What a comparison of the time with a number says at every time from 1 on: (relation, number) -> answer or None.
 _KNOWN_OF_TIME: dict[str, Callable[[int], bool | None]] = {
     "eq": lambda n: False if n < 1 else None,
@@ -103,6 +109,12 @@ class Tracing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in _OF_AUTOGRAD:
+            if id(args[0]) in self.stand_ins:
+                return func(*args)
+            if refusal.is_foreign(sys._getframe(1).f_code.co_filename):
+                asked = f"{self.who} looks at {_OF_AUTOGRAD[func]} of what the step makes, which a graph does not know"
+                raise NotCapturable(asked, refusal.here())
         args, kwargs = self.stood_in((args, kwargs))
         if func in _TO_PYTHON:
             return self._to_python(func, args, kwargs)

@@ -99,7 +99,7 @@ def joint(core: Core) -> Joint:
     tangents = [value(results[place]) for place in differentiated]
     with tracing(), mode, node_meta.preserve_node_meta():
         fakes = [*[value(node) for node in takes], *[torch.empty_like(tangent) for tangent in tangents]]
-        apart = {**COPIES, **get_decompositions(_TAKEN_APART)}
+        apart = {**COPIES, **get_decompositions(_TAKEN_APART), aten.native_layer_norm.default: _layer_norm}
         module = make_fx(with_derivative, apart)(*fakes)
         if any(is_mutation(node) for node in module.graph.nodes):  # of derivatives that torch makes in place
             module = make_fx(torch.func.functionalize(interpreted(module), remove="mutations"), COPIES)(*fakes)
@@ -118,6 +118,19 @@ def joint(core: Core) -> Joint:
         tuple(returned[: len(results)]), tuple(wanted), tuple([None if none else next(gradients) for none in missing]),
         frozenset(_dependent(graph, comes_in)), _fed(graph, given, comes_in, len(core.hoisted.state_port.leaves)),
     )  # fmt: skip
+
+
+def _layer_norm(x: torch.Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """As its derivative has it: what is normalised is made once, and kept once. Half precision is normalised in another one."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return NotImplemented
+    dims = list(range(x.ndim - len(shape), x.ndim))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + epsilon)
+    made = centred * rstd
+    made = made if weight is None else made * weight
+    return made if bias is None else made + bias, mean, rstd
 
 
 def _floats(made: Any) -> bool:

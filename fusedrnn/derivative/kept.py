@@ -27,6 +27,9 @@ _CHEAP = {
 }  # fmt: skip
 # What these make is kept as what they are made of.
 _VIEWS = {*TRANSPARENT, aten.t.default, aten.transpose.int, aten.permute.default, aten.expand.default}
+_COMPARISONS = {
+    overload for name in ("eq", "ne", "lt", "le", "gt", "ge") for overload in (getattr(aten, name).Tensor, getattr(aten, name).Scalar)
+}
 _FURTHER = 1.1  # times the bytes for each node that would have to be made again: of equals, the last made is kept
 
 
@@ -70,7 +73,7 @@ def kept(joint: Joint, needed: Iterable[Node], batch: Any, *, again: bool = Fals
         far[node] = distance
         may_be_kept = isinstance(value(node), torch.Tensor) and node.target not in _VIEWS
         _edge(flow, (node, 0), (node, 1), _bytes(value(node), batch) * _FURTHER ** min(distance, 40) if may_be_kept else math.inf)
-        if node.op == "placeholder" or not (again or _is_cheap(node)):
+        if node.op == "placeholder" or _compares(node) or not (again or _is_cheap(node)):
             _edge(flow, "carried", (node, 0), math.inf)
             continue
         for operand in node.all_input_nodes:
@@ -110,6 +113,12 @@ def _is_cheap(node: Node) -> bool:
         return True
     tags = getattr(node.target, "tags", ())
     return node.target in _CHEAP or torch.Tag.pointwise in tags or not isinstance(node.target, torch._ops.OpOverload)
+
+
+def _compares(node: Node) -> bool:
+    """Whether it tells real numbers apart. Made again by other kernels, which round otherwise, two that are equal would differ."""
+    operands = [value(operand) for operand in node.all_input_nodes] if node.target in _COMPARISONS else []
+    return any(isinstance(operand, torch.Tensor) and operand.is_floating_point() for operand in operands)
 
 
 def hint(size: Any) -> int:

@@ -12,26 +12,17 @@ from torch.fx import Graph, GraphModule, Node
 
 from .. import rows
 from ..capture import ops
-from ..optimise.graph import value
+from ..optimise.graph import aten, value
+from ..optimise.vectorised import VECTORISED
 from .forward import crossing, is_by_rows
 from .joint import Joint
 
+_OWN = {ops.read, aten.mm.default, aten.bmm.default}  # what they make is no view
 _EVERY, _FIRST = slice(None), slice(-1, None)  # steps, the last one first
-
-
-def read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x.select(dim, index)``, past the end the last element, without looking at the index."""
-    size = x.shape[dim]
-    index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
-    return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
 
 
 def _zeroed(x: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
     return rows.zeroed(x, finished)
-
-
-def _size(x: torch.Tensor, dim: int) -> int:
-    return x.shape[dim]
 
 
 def is_size(node: Node) -> bool:
@@ -77,6 +68,16 @@ class Functions:
             self._known[key] = self._made(node, given)
         return self._known[key]
 
+    def by_first(self, node: Node) -> tuple[Node, Node] | None:
+        """What a node is at the first step and at all others, where the latter is made in memory of its own; None of any other node."""
+        args: Any = node.args
+        if node.target is not aten.where.self or args[0].target is not aten.eq.Scalar or args[0].args[1] != 1:
+            return None
+        source = self.joint.sources.get(args[0].args[0])
+        _, first, others = args
+        is_own = others.target in _OWN and value(others).dtype == value(node).dtype and value(others).shape == value(node).shape
+        return (first, others) if is_own and source is not None and source.kind == "time" else None
+
     def _made(self, node: Node, given: Collection[Node]) -> _Function:
         joint, needed, waiting = self.joint, set[Node](), [node]
         while waiting:
@@ -96,10 +97,8 @@ class Functions:
                 for operand in crossing(part, self.batch) if self.retires else ():
                     mine[operand] = graph.call_function(_zeroed, (copies[operand], copies[self._finished]))
                 copies[part] = graph.node_copy(part, mine.__getitem__)
-                if part.target is ops.read:
-                    copies[part].target = read
-                elif is_size(part):
-                    copies[part].target = _size  # which vmap does not take apart
+                if part.target in VECTORISED:
+                    copies[part].target = VECTORISED[part.target]
                 elif part.target in ops.PYTHON:
                     copies[part].target, loops = ops.PYTHON[part.target], loops or part.target is ops.draw
         graph.output(copies[node])
@@ -186,6 +185,11 @@ class AllSteps:
     def _made(self, node: Node, which: slice) -> torch.Tensor:
         if node in self._known:
             return self._known[node].expand(len(self._times[which]), *self._known[node].shape)
+        choice = self._functions.by_first(node) if which is _EVERY else None
+        if choice is not None and choice[1] not in self._given:
+            made = self._made(choice[1], which)
+            made[-1] = self._made(choice[0], _FIRST)[0]
+            return made
         function = self._functions.of(node, self._given)
         steps = [self._part(part, which) for part in function.steps]
         constants = [self._known[part] for part in function.constants]

@@ -113,15 +113,26 @@ def _of_product(summing: Summing, node: Node) -> Total | None:
     args: Any = node.args
     left, right = args
     fed = node in summing.joint.fed
-    turned = left.args[0] if left.target in (aten.t.default, aten.permute.default, aten.transpose.int) else None
+    turned = _turned(left)
     if isinstance(turned, Node) and value(left).ndim == 2 and summing.by_rows(turned) and summing.by_rows(right):
         summing.read(turned, right)
         summing.found.lines.append(f"a product {[*value(node).shape]} over the rows of all steps")
-        return lambda steps: steps.rows(turned, fed).t() @ steps.rows(right, fed)
+        return lambda steps: steps.rows(turned, fed).flatten(1).t() @ steps.rows(right, fed)
     if right in summing.joint.known and left in summing.joint.backward:
         inner = summing.total(left)
         return lambda steps: inner(steps) @ steps.constant(right)
     return None
+
+
+def _turned(node: Node) -> Any:
+    """What a node is the transpose of, that flattened behind its first dimension: of a single row a view is; None of any other node."""
+    if node.target in (aten.t.default, aten.permute.default, aten.transpose.int):
+        return node.args[0]
+    if node.op != "call_function" or node.target not in TRANSPARENT or value(node).ndim != 2:
+        return None
+    one: Any = node.args[0]
+    is_row = value(node).shape[1] == 1 and value(one).ndim >= 2 and value(one).shape[0] == 1
+    return one if is_row else None
 
 
 def _of_products_of_rows(summing: Summing, node: Node) -> Total | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .. import memory
 from ..capture.program import Program, Source
 from ..capture.sizes import Size, function_of
 from ..contract import Call, Port, Start
@@ -363,7 +364,7 @@ class Bound:
             piece = []
             for _, entry, shape, dtype, like in sized.emits:
                 emit = _like(like, memory_format=_CONTIGUOUS) if base == 0 else torch.empty((room, *shape), dtype=dtype)
-                entries[entry] = emit.data_ptr()
+                entries[entry] = memory.in_large_pages(emit).data_ptr()
                 piece.append(emit)
             pieces.append(piece)
             status = self.native.library.run(entries.buffer_info()[0])

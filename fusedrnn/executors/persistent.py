@@ -169,7 +169,7 @@ def _compiled(plan: Plan, batch: int, device: torch.device) -> tuple[KernelSourc
     from ..plan.measured import measured
 
     if device.type == "cpu":
-        text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
+        text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch), some=batch < plan.batch_tile, ahead=plan.ahead)
         return text, source.load(text.text, "persistent").loop
     known = limits.of_device(device)
     found = measured(plan, batch, known.arch)

@@ -20,12 +20,13 @@ from ..frames import Frame
 from ..kernels.device import is_recording
 from ..kernels.gpu import launch
 from ..lowering.gpu.packing import packed
-from ..lowering.gpu.schedule import Tile
 from ..lowering.gpu.source import KernelSource
 from ..lowering.gpu.step import Step
+from ..lowering.gpu.tiles import Tile
 from ..lowering.gpu.types import HALVES
 from ..optimise.bounds import bounds
 from ..optimise.graph import output, outputs, value
+from ..optimise.vectorised import VECTORISED
 from ..optimise.wavefront import Wavefront
 from ..plan.plan import Plan
 from ..result import Result
@@ -153,8 +154,7 @@ class _Ahead:
                 copies[node] = clock
             elif node in needed:
                 copies[node] = part.node_copy(node, copies.__getitem__)
-                if node.target is ops.read:
-                    copies[node].target = _read
+                copies[node].target = VECTORISED.get(node.target, node.target)
                 self._loops |= node.target in ops.PYTHON and node.target is not ops.read
         part.output(tuple(copies[node] for node in self.nodes))
         self._function = GraphModule(step.made.module, part).forward
@@ -173,13 +173,6 @@ class _Ahead:
             return [torch.stack(parts) for parts in zip(*made, strict=True)]
         in_dims = (0, *[None] * len(inputs))
         return [made.contiguous() for made in torch.vmap(self._function, in_dims=in_dims)(times, *inputs)]
-
-
-def _read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
-    """``x.select(dim, index)``, past the end the last element, without looking at the index."""
-    size = x.shape[dim]
-    index = torch.where(index < 0, index + size, index).clamp(0, size - 1)
-    return torch.index_select(x, dim, index.reshape(1).to(torch.int64)).squeeze(dim)
 
 
 def _numel(sizes: Sequence[int]) -> int:
@@ -322,9 +315,10 @@ class Bound:
         groups = min(plan.groups(self.begun.batch), -(-(self.begun.batch - first_row) // plan.batch_tile))
         padded = groups * plan.batch_tile
         scratch = {
-            name: _scratch((exchange.slots, padded, exchange.width), exchange.dtype, device) for exchange, name in kernel.source.exchanges
+            name: _scratch((exchange.slots * exchange.of, padded, exchange.width), exchange.dtype, device)
+            for exchange, name in kernel.source.exchanges
         }
-        scratch |= {name: _scratch((2, plan.programs, padded), dtype, device) for name, dtype in kernel.source.keys.items()}
+        scratch |= {name: _scratch((2, padded, plan.programs), dtype, device) for name, dtype in kernel.source.keys.items()}
         scratch["counters"] = torch.zeros((groups, 32), dtype=torch.int32, device=device)
         numbers = {"B": self.begun.batch, "padded": padded, "first_row": first_row, "t0": begin, "T": until}
         numbers |= {name: size(self.symbols) for name, size in kernel.sizes.items()}

@@ -210,14 +210,14 @@ class _Writer:
         return self._text(number, arena)
 
     def _uses(self, node: Node, needed: dict[Node, None], uses: dict[Node, int]) -> int:
-        """How often an element of a node is read: pieces that do not overlap read each of theirs once."""
+        """How often an element of a node is read, through views too: pieces that do not overlap read each of theirs once."""
         users = [user for user in node.users if user in needed]
-        if len(users) > 1 and all(user.target is aten.slice.Tensor and uses[user] == 1 for user in users):
+        if len(users) > 1 and all(user.target is aten.slice.Tensor and user.args[0] is node and uses[user] == 1 for user in users):
             sizes = [count(self.dims(user)) for user in users]
             total = count(self.dims(node))
             if total.isdigit() and all(size.isdigit() for size in sizes) and sum(map(int, sizes)) <= int(total):
                 return 1
-        return len(users)
+        return sum(uses[user] if user.target in _THROUGH else 1 for user in users)
 
     def _worth_keeping(self, node: Node) -> bool:
         """Whether a later phase reads what this one computed rather than computing it again."""

@@ -14,9 +14,10 @@ from ..capture.program import INVARIANT, Program
 from ..capture.turn import one_at_a_time
 from ..optimise.canonicalise import canonicalise
 from ..optimise.going_on import going_on
-from ..optimise.graph import copied, outputs, placeholders
+from ..optimise.graph import copied, made_of, outputs, placeholders
 from ..optimise.hoist import Moved, hoist
-from ..optimise.locality import Locality, Mixes, shape
+from ..optimise.locality import Locality, Mixes, Rows, shape
+from ..optimise.parts import in_parts
 from ..optimise.simplify import assume_none_finished, simplify
 from ..optimise.sink import Sunk, sink
 from ..optimise.wavefront import Wavefront, wavefront
@@ -71,6 +72,9 @@ def optimised(
     module = decomposed(graph, program.module, program.sources)
     canonicalise(module.graph, _invariant(program, module.graph), split, wide=wide)
     locality, mixes = located(program, module.graph, batch, fixed, together)
+    if split and _in_parts(program, module.graph, batch, locality):
+        canonicalise(module.graph, _invariant(program, module.graph), split, wide=wide)
+        locality, mixes = located(program, module.graph, batch, fixed, together)
     retires = locality is not None and may_retire(program, module.graph, locality)
     if retires:
         drop_masks(program, module.graph)
@@ -95,6 +99,21 @@ def looked_up(program: Program, *, differentiable: bool = False) -> tuple[Progra
     return program, replace(moved, hoisted=[*moved.hoisted])
 
 
+def _in_parts(program: Program, graph: Graph, batch: Any, locality: Locality | None) -> int:
+    """`in_parts`, for whoever shares out columns."""
+    sources, ends = zip(placeholders(graph), program.sources, strict=True), zip(program.targets, outputs(graph), strict=True)
+    carried = {node for node, source in sources if source.kind not in (*INVARIANT, "time", "finished")}
+    carried |= {node for target, node in ends if isinstance(node, Node) and target.kind not in ("finished", "past", "emit")}
+    one_row = set(graph.nodes) - made_of(graph, program.sources, INVARIANT) if locality is None and batch == 1 else set()
+
+    def by_rows(node: Node) -> bool:
+        if not isinstance(node.meta.get("val"), torch.Tensor) or len(shape(node)) < 2:
+            return False
+        return locality.of(node) == Rows(0) if locality is not None else node in one_row and shape(node)[0] == 1
+
+    return in_parts(graph, by_rows, carried)
+
+
 def spread(made: Optimised, batch: Any) -> Optimised | None:
     """The step with its layers along the diagonal (`wavefront`), its rows told apart as in the step that it is made of; None where it has
     to stay together."""
@@ -103,6 +122,9 @@ def spread(made: Optimised, batch: Any) -> Optimised | None:
         return None
     program, module, front = found
     locality, mixes = located(program, module.graph, batch, fixed=True)
+    if _in_parts(program, module.graph, batch, locality):  # what is stored has got a mask
+        simplify(module.graph)
+        locality, mixes = located(program, module.graph, batch, fixed=True)
     if (locality is None) != (made.locality is None):
         return None
     return replace(made, program=program, module=module, locality=locality, mixes=mixes, wavefront=front)

@@ -15,11 +15,11 @@ import torch
 from torch.fx import Node
 
 from ..capture.program import Program, Source, Target
-from ..kernels.cpu import build
 from ..optimise.graph import value
 from ..optimise.hoist import Moved
 from ..optimise.locality import Locality, Mixes, shape
 from ..optimise.sink import Sunk
+from .care import compiled_with_care
 from .operators import size_text
 from .phases import Buffer, Phases, write_phases
 from .pipeline import optimised
@@ -140,7 +140,7 @@ class _Text:
             carried.append((self.source_of[node], f"init_{buffer.name}", f"final_{buffer.name}" if self._is_returned(node) else None))
         for _, name, kind in phases.emits:
             self.outer_types[name] = f"{kind}*"
-        text = _compiled_with_care(self._text())
+        text = compiled_with_care(self._text())
         return LoopSource(
             text, self.module, list(self.outer_types), phases.externals, phases.weights, carried,
             [(target, name) for target, name, _ in phases.emits], symbols, self.retires,
@@ -506,14 +506,3 @@ class _Text:
 
 def _bytes(buffer: Buffer) -> str:
     return f"(size_t)({buffer.per_row}) * sizeof({buffer.kind})"
-
-
-_NESTED = re.compile(r"for \(int64_t i\d+ = 0; i\d+ < \d+; \+\+i\d+\) \{\s+(?:#pragma GCC ivdep\s+)?for \(int64_t i\d+ = 0; i\d+ < \d+;")
-
-
-def _compiled_with_care(text: str) -> str:
-    """The source with flags against a fault of GCC 12.2: it miscompiles ``mask ? a : b`` in nested loops of few, known iterations.
-
-    Seen in two of 300 random programs, gone with the flag, which slows the products of such a program down by a quarter.
-    """
-    return f"{build.FLAGS_LINE}-fno-tree-forwprop\n{text}" if _NESTED.search(text) else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..lowering.gpu.rule import Unlowered
 from .plan import Plan
@@ -63,7 +63,7 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
     fitting: list[tuple[int, int, M]] = []
     tried = {True: 0, False: 0}
     last = {_tiling(plan): place for place, plan in enumerate(plans)}
-    heavy: set[tuple[bool, int, int]] = set()
+    heavy: set[tuple[Any, ...]] = set()
     why: dict[int, str] = {}
     for place, plan in enumerate(plans):
         tiling = _tiling(plan)
@@ -88,8 +88,8 @@ def chosen(plans: Sequence[Plan], compiled: Callable[[Plan], M | str], shared_by
     return Choice(plans[place], measured, place, tuple(reason for at, reason in why.items() if at != place))
 
 
-def _tiling(plan: Plan) -> tuple[bool, int, int]:
-    return plan.resident, plan.programs, plan.batch_tile
+def _tiling(plan: Plan) -> tuple[Any, ...]:
+    return plan.resident, plan.programs, plan.batch_tile, plan.ahead, *[tile.vectors for tile in plan.schedule.tiles]
 
 
 def _named(plan: Plan) -> str:

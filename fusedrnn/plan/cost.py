@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.gpu.limits import Limits
-from ..lowering.gpu.schedule import Schedule, Tile
+from ..lowering.gpu.ahead import reads_by_time
+from ..lowering.gpu.schedule import Schedule
+from ..lowering.gpu.tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Rates:
         l2: bytes a microsecond of all programs together from the level-2 cache.
         l2_each: of one program alone (64 a cycle).
         latency: microseconds from asking the level-2 cache to having the answer.
+        memory: microseconds from asking the device's memory to having the answer.
         shared: bytes a microsecond of one multiprocessor from its shared memory (128 a cycle).
         tensor: multiply-adds a microsecond of one multiprocessor in bf16.
         pointwise: microseconds for each 1,024 elements of a program's tile that go through a cell's pointwise part.
@@ -32,6 +35,7 @@ class Rates:
     l2: float = 5.5e6
     l2_each: float = 64 * 1700.0
     latency: float = 0.3
+    memory: float = 0.6
     shared: float = 128 * 1700.0
     tensor: float = 3.7e6
     pointwise: float = 0.12
@@ -46,18 +50,23 @@ class Cost:
     products: float
     streaming: float
     pointwise: float
+    reads: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.barriers + self.exchange + self.products + self.streaming + self.pointwise
+        return self.barriers + self.exchange + self.products + self.streaming + self.pointwise + self.reads
 
 
-def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rates: Rates = Rates()) -> Cost:  # frozen
+def step_cost(
+    schedule: Schedule, batch_tile: int, groups: int, split: bool, rates: Rates = Rates(), *, rows: int | None = None, ahead: bool = True
+) -> Cost:  # frozen
     """The cost of a step of one launch.
 
     Args:
         groups: that run at once.
         split: float32 products are three products of tf32.
+        rows: of a group that are there; None: as many as it has.
+        ahead: what the first phase reads is asked for a step earlier.
     """
     programs = schedule.sharing.programs * groups
     products = streaming = exchange = 0.0
@@ -65,15 +74,23 @@ def step_cost(schedule: Schedule, batch_tile: int, groups: int, split: bool, rat
         times = _halves(tile, split) if tile.stored is not None else 3 if _halves(tile, split) == 2 else 1
         if tile.exchange is not None:
             windows = -(-tile.chunks // tile.window) if tile.resident else 1
-            exchange += _through_l2(batch_tile * tile.inner * tile.dtype.itemsize, programs, rates) + windows * rates.latency
+            read = tile.vectors * (batch_tile if rows is None else min(rows, batch_tile))
+            exchange += _through_l2(read * tile.inner * tile.dtype.itemsize, programs, rates) + windows * rates.latency
         weight = tile.bytes * _parts(tile, split)
-        products += max(times * _rate(tile) * tile.rows * tile.inner * batch_tile / rates.tensor, weight / rates.shared)
+        work = times * _rate(tile) * tile.rows * tile.inner * columns(tile, batch_tile)
+        products += max(work / rates.tensor, weight / rates.shared)
         if not tile.resident:
             streaming += _through_l2(weight, programs, rates) + rates.latency
     barriers = 0.0 if schedule.sharing.programs == 1 else rates.barrier * len(schedule.barriers)
     widths = [leaf.width for leaf in schedule.step.leaves if leaf.width is not None]
     elements = sum(schedule.sharing.block(width) for width in widths) * batch_tile
-    return Cost(barriers, exchange, products, streaming, rates.pointwise * (elements / 1024) + 0.1)
+    waits = not ahead and reads_by_time(schedule.step)
+    return Cost(barriers, exchange, products, streaming, rates.pointwise * (elements / 1024) + 0.1, rates.memory if waits else 0.0)
+
+
+def columns(tile: Tile, batch_tile: int) -> int:
+    """Of a tile's results: the rows of all vectors that it multiplies."""
+    return tile.side_by_side * batch_tile
 
 
 def _through_l2(each: int, programs: int, rates: Rates) -> float:
@@ -113,7 +130,7 @@ def _resident(tile: Tile, split: bool) -> int:
 
 def _passing(tile: Tile, batch_tile: int, split: bool) -> int:
     """The chunks of the vector, those of a weight that does not stay, or the results on their way to other registers."""
-    of_vector = tile.chunk * batch_tile * tile.dtype.itemsize * _halves(tile, split)
+    of_vector = tile.chunk * columns(tile, batch_tile) * tile.dtype.itemsize * _halves(tile, split)
     if not tile.resident:
         of_weight = tile.rows * tile.chunk * tile.dtype.itemsize * _parts(tile, split)
         return max(tile.stages * (of_vector + of_weight), tile.rows * batch_tile * 4)
@@ -130,9 +147,10 @@ def fit(schedule: Schedule, batch_tile: int, split: bool, limits: Limits, in_fli
     for tile in sorted(schedule.tiles, key=lambda tile: -tile.bytes):
         for resident_tile in schedule.tiles:
             if resident_tile.resident and not resident_tile.in_registers:
-                resident_tile.window = min(
-                    resident_tile.chunks, max(in_flight // (resident_tile.chunk * batch_tile * resident_tile.dtype.itemsize), 1)
-                )
+                width = columns(resident_tile, batch_tile) * resident_tile.dtype.itemsize
+                while resident_tile.vectors > 1 and resident_tile.chunk * width > IN_FLIGHT // 2 and resident_tile.chunk > 32:
+                    resident_tile.chunk //= 2
+                resident_tile.window = min(resident_tile.chunks, max(in_flight // (resident_tile.chunk * width), 1))
                 while shared_bytes(schedule, batch_tile, split) > most and resident_tile.window > 2:
                     resident_tile.window = -(-resident_tile.window // 2)
         if shared_bytes(schedule, batch_tile, split) <= most:

@@ -45,7 +45,7 @@ def measured(plan: Plan, batch: int, arch: int) -> CompiledPlan | str:
     from ..kernels.gpu import source  # they import Triton
     from ..kernels.gpu.compiled import compile_kernel, statistics
 
-    text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch))
+    text = kernel_source(plan.schedule, plan.batch_tile, plan.lines(batch), some=batch < plan.batch_tile, ahead=plan.ahead)
     function = source.load(text.text, "persistent").loop
     types, constants = _arguments(text, batch)
     options = plan.options

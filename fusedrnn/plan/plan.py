@@ -23,6 +23,7 @@ class Plan:
         options: of the compiler.
         cost: of a step, by the model.
         device: whose limits it fits.
+        ahead: what the first phase reads is asked for a step earlier.
     """
 
     schedule: Schedule
@@ -32,6 +33,7 @@ class Plan:
     options: Options
     cost: Cost
     device: str
+    ahead: bool = True
 
     @property
     def microseconds(self) -> float:
@@ -67,17 +69,20 @@ class Plan:
             parts = " + ".join(f"[{product.inner}, {product.width}]" for product, _ in tile.segments)
             where = "resident" if tile.resident else "streamed"
             where += " in registers" if tile.in_registers else ""
+            where += f", {tile.vectors} vectors side by side" if tile.vectors > 1 else ""
             of = f"[{tile.rows}, {tile.inner}] {_name(tile.in_memory)}"
             lines.append(f"{tile.name}: {parts} as {of} a program, {tile.bytes} bytes, {where}.")
         lines += [
-            f"{exchange.name}: a vector of {exchange.width} {_name(exchange.dtype)}, published behind phase {exchange.phase}."
+            f"{exchange.name}: {'a vector' if exchange.of == 1 else f'{exchange.of} vectors'} of {exchange.width} {_name(exchange.dtype)}, "
+            f"published behind phase {exchange.phase}."
             for exchange in schedule.exchanges
+            if exchange.place == 0
         ]
         shared = shared_bytes(schedule, self.batch_tile, self.precision == "hilo")
         lines.append(f"Shared memory about {shared} bytes a program.")
         lines.append(
             f"Model: {cost.total:.2f} us a step: barriers {cost.barriers:.2f}, exchange {cost.exchange:.2f}, products {cost.products:.2f}, "
-            f"streaming {cost.streaming:.2f}, pointwise {cost.pointwise:.2f}."
+            f"streaming {cost.streaming:.2f}, pointwise {cost.pointwise:.2f}" + (f", reads {cost.reads:.2f}." if cost.reads else ".")
         )
         return lines
 

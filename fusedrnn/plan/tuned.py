@@ -30,11 +30,15 @@ def key(plans: Sequence[Plan], batch: int, device: str, versions: str) -> str:
 
 def name(plan: Plan) -> str:
     """A layout among those of one step."""
-    tiles = ", ".join(f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}" for tile in plan.schedule.tiles)
+    tiles = ", ".join(
+        f"{'resident' if tile.resident else 'streamed'} {tile.chunk} {tile.window}{f' stack of {tile.vectors}' if tile.vectors > 1 else ''}"
+        for tile in plan.schedule.tiles
+    )
     sharing = plan.schedule.sharing
     whole = f", each computes widths {sorted(sharing.replicated)}" if sharing.replicated else ""
     spread = ", layers along the diagonal" if plan.schedule.step.made.wavefront is not None else ""
-    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}{spread}"
+    late = "" if plan.ahead else ", reads when it needs them"
+    return f"{plan.programs} x {plan.batch_tile} rows, {plan.options.warps} warps, {tiles}{whole}{spread}{late}"
 
 
 def known(plans: Sequence[Plan], at: str) -> Plan | None:

@@ -6,6 +6,8 @@ sm_90; ``x @ W`` with wide tiles spills there. K goes in chunks of KC, so that n
 A weight may be of one byte (ONE_BYTE); it is multiplied as OF, the vector's dtype, which holds it exactly. A resident one that fits into
 shared memory the host has converted; else it stays bytes in registers and is converted in every step.
 
+Where SOME is set, rows that are negative stand for nothing: they are not read, and what is made of them is zero.
+
 PREC says how float32 is multiplied: "ieee" (the interpreter, exact), "tf32", or "hilo": full accuracy by three tf32 products, of which the
 host has split the weight (``far`` is the distance to the low parts). Half precisions pass "tf32", which they ignore.
 """
@@ -49,10 +51,17 @@ def finite(x):
 
 
 @triton.jit
-def chunk(src, rows, k, j: tl.constexpr, WIDTH: tl.constexpr, KC: tl.constexpr):
-    """Columns ``j * KC`` on of ``x^T`` ``[KC, BB]``, from ``src`` ``[rows, WIDTH]``, past L1: others wrote it. Behind WIDTH it is zero."""
+def chunk(src, rows, k, j, WIDTH: tl.constexpr, KC: tl.constexpr, WHOLE: tl.constexpr, SOME: tl.constexpr):
+    """Columns ``j * KC`` on of ``x^T`` ``[KC, BB]``, from ``src`` ``[rows, WIDTH]``, past L1: others wrote it.
+
+    Behind WIDTH it is zero, where it is not known that all of the chunk is WHOLE.
+    """
     at = src + rows[None, :] * WIDTH + j * KC + k[:, None]
-    if (j + 1) * KC <= WIDTH:
+    if SOME and WHOLE:
+        x = tl.load(at, mask=rows[None, :] >= 0, other=0.0, cache_modifier=".cg")
+    elif SOME:
+        x = tl.load(at, mask=(rows[None, :] >= 0) & ((j * KC + k[:, None]) < WIDTH), other=0.0, cache_modifier=".cg")
+    elif WHOLE:
         x = tl.load(at, cache_modifier=".cg")
     else:
         x = tl.load(at, mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg")
@@ -62,7 +71,7 @@ def chunk(src, rows, k, j: tl.constexpr, WIDTH: tl.constexpr, KC: tl.constexpr):
 @triton.jit
 def multiply(
     ws, src, rows, k, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, WINDOW: tl.constexpr, OF: tl.constexpr,
-    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr,
+    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr, SOME: tl.constexpr = False,
 ):  # fmt: skip
     """``acc + W @ x^T`` with a resident weight and an exchanged vector, in the order of its chunks whatever the batch.
 
@@ -74,7 +83,7 @@ def multiply(
         xs = ()
         for j in tl.static_range(0, WINDOW):
             if begin + j < CHUNKS:
-                xs = xs + (chunk(src, rows, k, begin + j, WIDTH, KC),)
+                xs = xs + (chunk(src, rows, k, begin + j, WIDTH, KC, (begin + j + 1) * KC <= WIDTH, SOME),)
         for j in tl.static_range(0, WINDOW):
             if begin + j < CHUNKS:
                 high = ws[begin + j]
@@ -94,12 +103,12 @@ def multiply(
 @triton.jit
 def streamed(
     w, far, m, k, src, rows, acc, WIDTH: tl.constexpr, K: tl.constexpr, KC: tl.constexpr, STAGES: tl.constexpr, OF: tl.constexpr,
-    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr,
+    ONE_BYTE: tl.constexpr, PREC: tl.constexpr, ASM: tl.constexpr, SOME: tl.constexpr = False,
 ):  # fmt: skip
     """`multiply` with a weight that does not fit on-chip: it comes through the level-2 cache in every step, STAGES chunks under way."""
     P: tl.constexpr = "tf32" if PREC == "hilo" else PREC
     for j in tl.range(0, K // KC, num_stages=STAGES):
-        x = tl.load(src + rows[None, :] * WIDTH + j * KC + k[:, None], mask=(j * KC + k[:, None]) < WIDTH, other=0.0, cache_modifier=".cg")
+        x = chunk(src, rows, k, j, WIDTH, KC, False, SOME)
         at = w + m[:, None] * K + j * KC + k[None, :]
         high = tl.load(at)
         if ONE_BYTE:
@@ -142,3 +151,15 @@ def product(ws, xs, acc, OF: tl.constexpr, ONE_BYTE: tl.constexpr, PREC: tl.cons
 def halves(z, M: tl.constexpr, BB: tl.constexpr):
     """``[2 * M, BB]`` as its upper and its lower M rows."""
     return tl.split(tl.permute(tl.reshape(z, (2, M, BB)), (1, 2, 0)))
+
+
+@triton.jit
+def met(z, M: tl.constexpr, V: tl.constexpr, BB: tl.constexpr):
+    """Of the products of V vectors side by side, ``[N * M, V * BB]``, those of the v-th M rows with the v-th vector: ``[N * M, BB]``.
+
+    Rows behind the last vector's are zero.
+    """
+    N: tl.constexpr = z.shape[0] // M
+    blocks = tl.reshape(z, (N, M, V, BB))
+    own_rows = tl.arange(0, N)[:, None, None, None] == tl.arange(0, V)[None, None, :, None]
+    return tl.reshape(tl.sum(tl.where(own_rows, blocks, 0.0), 2), (N * M, BB))

@@ -10,7 +10,8 @@ import torch
 from fusedrnn import TensorArray, trees
 from fusedrnn.capture import cache
 from fusedrnn.kernels.gpu.launch import Options
-from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.schedule import schedule
+from fusedrnn.lowering.gpu.tiles import Sharing
 from fusedrnn.plan import planner
 from fusedrnn.plan.cost import step_cost, stream
 from fusedrnn.plan.plan import Plan
@@ -18,7 +19,8 @@ from fusedrnn.plan.plan import Plan
 
 def planning(
     monkeypatch: pytest.MonkeyPatch, *, programs: int = 2, tile: int = 16, groups: int = 64, replicated: tuple[int, ...] = (),
-    streamed: bool = False, chunk: int = 128, window: int | None = None, least_rows: int = 16,
+    streamed: bool = False, chunk: int = 128, window: int | None = None, least_rows: int = 16, stack: int = 1,
+    ahead: bool = True,
 ) -> None:  # fmt: skip
     """Kernels that are made from now on have this layout.
 
@@ -29,15 +31,18 @@ def planning(
         replicated, least_rows: as `Sharing` has them.
         streamed: no exchanged product's weight stays on-chip.
         chunk, window: columns of a weight that are read at a time; how many chunks of a vector at once.
+        stack: how many vectors are stacked in one product, at most.
+        ahead: what the first phase reads is asked for a step earlier.
     """
 
     def plans(step: Any, batch: int, limits: Any, precision: str) -> list[Plan]:
-        found = schedule(step, Sharing(programs, frozenset(replicated), least_rows), chunk)
+        found = schedule(step, Sharing(programs, frozenset(replicated), least_rows), chunk, stack)
         if streamed:
             stream(found, tile, precision == "hilo", limits)
         for one in found.tiles:
             one.window = min(one.window, window or one.window)
-        return [Plan(found, tile, groups, precision, Options(), step_cost(found, tile, groups, precision == "hilo"), "a test")]
+        cost = step_cost(found, tile, groups, precision == "hilo", ahead=ahead)
+        return [Plan(found, tile, groups, precision, Options(), cost, "a test", ahead)]
 
     cache.clear()
     monkeypatch.setattr(planner, "plans", plans)

@@ -36,6 +36,23 @@ def test_one_step(kind):
     both(reading(kind, [1, 0, 1], steps=1))
 
 
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_emits_that_are_put_together(steps):
+    """Vectors, numbers of a row and what is known before the loop, cut off and past the end of rows too."""
+    cell, loop_fn = reading("lstm", [5, 2, 0, 1])
+    of_rows, of_none = torch.randn(4, 3), torch.randn(2)
+
+    def joined(time, output, state, loop_state):
+        finished, inputs, new, _, carried = loop_fn(time, output, state, loop_state)
+        if output is None:
+            return finished, inputs, new, (torch.zeros(3 * H + 6), torch.zeros(2, H)), carried
+        h, c = state
+        whole = torch.cat([h, c.sin() * time, h.mean(1, keepdim=True), of_rows, of_none.expand(4, 2), c], 1)
+        return finished, inputs, new, (whole, torch.stack([h, c], 1)), carried
+
+    both((cell, joined), max_steps=steps)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 5, 9])
 def test_max_steps(steps):
     result = both(reading(), max_steps=steps)

@@ -11,6 +11,7 @@ from torch import nn
 from fusedrnn.executors import persistent
 from fusedrnn.kernels.gpu.launch import emulation
 
+from ..lowering.gpu.loops import several
 from .layouts import assert_same, assert_same_bits, outcome, planning
 from .loops import D, T, V, both, greedy, reading, run, start_of
 
@@ -30,10 +31,38 @@ LAYOUTS = {
     "small chunks, one at a time": {"chunk": 16, "window": 1},
     "small chunks streamed": {"chunk": 16, "streamed": True, "programs": 3},
     "tall tiles": {"least_rows": 64},
+    "reads when it needs them": {"ahead": False},
 }
 
 
-QUICK = ("one program", "three programs", "one group at a time", "small chunks streamed")
+QUICK = ("one program", "three programs", "one group at a time", "small chunks streamed", "reads when it needs them")
+
+
+STACKS = {
+    "two": (2, {"stack": 8}),
+    "three of them, one twice": (3, {"stack": 8}),
+    "four streamed": (4, {"stack": 8, "streamed": True}),
+    "five": (5, {"stack": 8, "programs": 3}),
+    "five by two": (5, {"stack": 2}),
+    "four, 32 rows": (4, {"stack": 4, "tile": 32}),
+    "in small chunks": (4, {"stack": 4, "chunk": 32, "window": 1}),
+}
+
+
+@pytest.mark.parametrize("rows", [3, 37])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if "two" in name else name for name in STACKS])
+def test_stacked_vectors(monkeypatch, name, rows):
+    """Of fewer rows than a group has, which are not read where they are not there, and of more."""
+    count, layout = STACKS[name]
+    planning(monkeypatch, least_rows=64, **layout)
+    both(several(count, batch=rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
+def test_stacked_vectors_of_half_precision(monkeypatch, dtype):
+    planning(monkeypatch, least_rows=64, stack=8)
+    loop = several(3, batch=20, dtype=dtype)
+    assert_same(run(loop), run(loop, "reference"), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])

@@ -77,6 +77,22 @@ BINARY = {
     "pick": lambda a, b: a + b.gather(1, a.argsort(1)),
     "any": lambda a, b: a * (b > 0).any(1, keepdim=True),
 }
+# Of as many columns as the memory has places, which differs from call to call.
+PLACES = {
+    **{name: UNARY[name] for name in (
+        "softmax", "log_softmax", "cumsum", "layer_norm", "center", "flip", "by amax", "lse", "stride", "roll", "outer", "clamp", "copy",
+        "max", "top", "var", "sort", "prod", "picked", "tanh",
+    )},
+    "half": lambda a: F.pad(a[:, a.shape[1] // 2 :], (0, a.shape[1] // 2)),
+    "last": lambda a: a - a[:, a.shape[1] - 1, None],
+    "root": lambda a: a / a.shape[1] ** 0.5,
+    "median": lambda a: a - a.median(1, keepdim=True).values,
+    "triangle": lambda a: (a[:, :, None] * torch.tanh(a)[:, None]).tril().mean(2),
+    "chunks": lambda a: torch.cat(a.chunk(2, 1)[::-1], 1),
+    "ranks": lambda a: a * (1 + a.argsort(1).argsort(1)),
+    "best": lambda a: a + F.one_hot(a.argmax(1), a.shape[1]),
+    "window": lambda a: F.conv1d(a[:, None], torch.ones(1, 1, 3, dtype=a.dtype), padding=1)[:, 0] * 0.3,
+}  # fmt: skip
 MIXING = {"mean": lambda a: a - 0.5 * a.mean(0), "first": lambda a: a + 0.2 * a[:1], "gram": lambda a: torch.tanh(a @ a.t()) @ a * 0.3}
 
 
@@ -119,6 +135,11 @@ def evaluated(tree: Any, v: dict[str, Any]) -> torch.Tensor:
     if kind == "attention":
         scores = torch.softmax(torch.einsum("bsd,bd->bs", v["memory"], a), 1)
         return torch.einsum("bs,bsd->bd", scores, v["memory"])
+    if kind == "places":
+        scores = torch.einsum("bsd,bd->bs", v["memory"], a) * 0.5
+        for name in rest[1]:
+            scores = PLACES[name](scores)
+        return torch.einsum("bs,bsd->bd", torch.tanh(scores), v["memory"]) * 0.3
     return a * (0.5 + 0.1 * v["time"])
 
 

@@ -27,9 +27,12 @@ def written(v: Values) -> torch.Tensor:
     return new
 
 
-def shifted(v: Values) -> torch.Tensor:
-    s = scores(v)
-    return F.conv1d(s[:, None], torch.ones(1, 1, 3, dtype=s.dtype), padding=1)[:, 0]
+def centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.median(1, keepdim=True).values
+
+
+def blurred(x: torch.Tensor) -> torch.Tensor:
+    return F.conv1d(x[:, None], torch.ones(1, 1, 3, dtype=x.dtype), padding=1)[:, 0]
 
 
 def outer(v: Values) -> torch.Tensor:
@@ -43,6 +46,7 @@ PLACES: dict[str, Case] = {
     "topk": lambda v: list(scores(v).topk(3, 1)),
     "topk of half": lambda v: scores(v).topk(scores(v).shape[1] // 2, 1).values,
     "median": lambda v: scores(v).median(1).values,
+    "medians": lambda v: torch.einsum("bs,bsd->bd", torch.tanh(centred(centred(scores(v)))), v["memory"]),
     "kthvalue": lambda v: scores(v).kthvalue(scores(v).shape[1] // 2, 1).values,
     "argmax": lambda v: scores(v).argmax(1),
     "argmax of integers": lambda v: (scores(v) * 8).long().argmax(1),
@@ -59,7 +63,8 @@ PLACES: dict[str, Case] = {
     "narrow": lambda v: scores(v).narrow(1, scores(v).shape[1] - 3, 2),
     "written": written,
     "padding": lambda v: F.pad(scores(v), (scores(v).shape[1] - 3, -1)),
-    "convolution": shifted,
+    "convolution": lambda v: blurred(scores(v)),
+    "convolution of a timed value": lambda v: blurred(v["keys"] * v["time"]) + scores(v),
     "roll": lambda v: scores(v).roll(scores(v).shape[1] // 2, 1),
     "chunks": lambda v: list(scores(v).chunk(2, 1)),
     "parts": lambda v: list(scores(v).split(2, 1)[:2]),
@@ -97,7 +102,9 @@ def test_one_program_for_all_sizes(cases):
 
 
 @pytest.mark.skipif(not gpu.EMULATED, reason="Triton does not interpret in this process")
-@pytest.mark.parametrize(("cases", "sizes"), [(PLACES, (5,)), (NUMBERS, (5, 8))], ids=["places", "numbers"])
+@pytest.mark.parametrize(
+    ("cases", "sizes"), [pytest.param(PLACES, (5,), marks=pytest.mark.slow, id="places"), pytest.param(NUMBERS, (5, 8), id="numbers")]
+)
 def test_a_kernel_for_each_size(cases, sizes):
     for size in sizes:
         check(cases, *data(size, torch.float32), backends=["persistent"], lengths=LENGTHS)

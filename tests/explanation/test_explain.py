@@ -519,12 +519,12 @@ def test_text():
         "work         6 FLOPs per row and step (0 in products; 6 elementwise)",
         "memory       weights 0 B per step, state 8 B per row, emit 8 B per row",
         "",
-        "kernel       planned for an H100, which this loop is not on: 1 group of 1 program, 16 rows each",
+        "kernel       planned for an H100, which this loop is not on: 1 group of 1 program, 8 rows each",
         "             1 phase and no barrier a step",
         "             0 B of weights a program on-chip",
         "             Shared memory about 0 bytes a program.",
-        "             Model: 0.16 us a step: barriers 0.00, exchange 0.00, products 0.00, streaming 0.00, pointwise",
-        "               0.16.",
+        "             Model: 0.13 us a step: barriers 0.00, exchange 0.00, products 0.00, streaming 0.00, pointwise",
+        "               0.13.",
     ]
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 import fusedrnn
 from fusedrnn.executors import persistent_call
-from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.schedule import schedule
 from fusedrnn.lowering.gpu.step import prepared, step_of
+from fusedrnn.lowering.gpu.tiles import Sharing
 from fusedrnn.lowering.pipeline import spread
 from fusedrnn.plan import planner, tuned
 

@@ -10,8 +10,13 @@ from fusedrnn.plan.choice import chosen
 LIMIT = 1000
 
 
+def plan(place, tile, resident=True, stacked=1):
+    tiles = [SimpleNamespace(vectors=stacked)]
+    return SimpleNamespace(programs=8, batch_tile=tile, resident=resident, ahead=True, place=place, schedule=SimpleNamespace(tiles=tiles))
+
+
 def plans(count, streamed=()):
-    return [SimpleNamespace(programs=8, batch_tile=16 << place, resident=place not in streamed) for place in range(count)]
+    return [plan(place, 16 << place, place not in streamed) for place in range(count)]
 
 
 def choice(*found, streamed=(), **options):
@@ -66,15 +71,27 @@ def test_where_all_that_stay_on_chip_spill_one_that_does_not_is_tried():
 
 @pytest.mark.parametrize(("spills", "tried"), [((300, 200, 100, 0), [0, 3]), ((200, 100, 50, 0), [0, 1, 2, 3])])
 def test_where_one_spills_much_only_the_last_that_is_tiled_alike_is_tried(spills, tried):
-    made = [SimpleNamespace(programs=8, batch_tile=64, resident=True, place=place) for place in range(4)]
     compiled = []
+    made = [plan(place, 64) for place in range(4)]
 
-    def compile_plan(plan):
-        compiled.append(plan.place)
-        return SimpleNamespace(spill_bytes=spills[plan.place], shared_bytes=10)
+    def compile_plan(one):
+        compiled.append(one.place)
+        return SimpleNamespace(spill_bytes=spills[one.place], shared_bytes=10)
 
     assert chosen(made, compile_plan, LIMIT).place == 3
     assert compiled == tried
+
+
+def test_what_stacks_vectors_otherwise_is_tiled_otherwise():
+    compiled = []
+
+    def compile_plan(one):
+        compiled.append(one.place)
+        return SimpleNamespace(spill_bytes=0 if one.place == 3 else 300, shared_bytes=10)
+
+    made = [plan(place, 64, stacked=vectors) for place, vectors in enumerate((4, 4, 2, 4))]
+    assert chosen(made, compile_plan, LIMIT).place == 3
+    assert compiled == [0, 2, 3]
 
 
 def test_nothing_fits():

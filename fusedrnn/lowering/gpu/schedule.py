@@ -17,113 +17,7 @@ from ...optimise.graph import value
 from .columns import C, Columns
 from .probe import asked
 from .step import CarriedLeaf, Product, Step, stripped
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How the columns of vectors are shared out among the programs of a group.
-
-    Attributes:
-        programs: of a group.
-        replicated: the widths that every program computes for itself.
-        least_rows: of a product's tile, a power of two.
-    """
-
-    programs: int
-    replicated: frozenset[int] = frozenset()
-    least_rows: int = 16
-
-    def block(self, width: int) -> int:
-        """The columns of a vector that one program owns, a power of two."""
-        return max(power_of_two(width), 16) if self.is_whole(width) else power_of_two(-(-width // self.programs))
-
-    def is_whole(self, width: int) -> bool:
-        """Whether every program has all columns."""
-        return self.programs == 1 or width == 1 or width in self.replicated
-
-
-@dataclass(eq=False)
-class Exchange:
-    """A vector that all programs of a group need whole.
-
-    Attributes:
-        name: in the source.
-        node: what is published; of a leaf its next value.
-        leaf: the carried leaf that this is.
-        width, dtype: of the vector.
-        phase: at whose end it is published.
-        slots: how many steps' vectors are kept. A step reads its own, or the last step's up to its first barrier: two, since who writes the
-            next but one has passed a barrier behind that. Of a leaf that is read anywhere in the step three.
-    """
-
-    name: str
-    node: Node
-    leaf: CarriedLeaf | None
-    width: int
-    dtype: torch.dtype
-    phase: int
-    slots: int = 2
-
-    def slot(self, which: str) -> str:
-        """Where a vector stands: of "this" step, of the step "before", or what the "first" step finds."""
-        time = {"this": "time", "before": "(time - 1)", "first": "t0"}[which]
-        return f"({time} & 1)" if self.slots == 2 else f"({time} % 3)"
-
-
-@dataclass(eq=False)
-class Tile:
-    """Products of one vector, made together.
-
-    Attributes:
-        name: in the source.
-        exchange: of the vector; None where each program has it whole in registers.
-        left: the vector; of a carried leaf its placeholder.
-        segments: (product, first row of its columns in the tile), the largest blocks first.
-        rows, inner, chunk: the tile is ``[rows, inner]``, padded, and is read ``chunk`` columns at a time.
-        phase: in which it is made.
-        carried: the products whose results are for the next step.
-        resident: it stays on-chip.
-        stored: the weight's dtype in memory, where that is one byte; else None.
-        in_registers: a resident weight of one byte stays as bytes in registers; else in shared memory, as the vector's dtype.
-        window: how many chunks of the vector are read at once.
-        stages: how many chunks of a weight that does not stay are under way.
-    """
-
-    name: str
-    exchange: Exchange | None
-    left: Node
-    leaf: CarriedLeaf | None
-    segments: list[tuple[Product, int]]
-    rows: int
-    inner: int
-    chunk: int
-    phase: int
-    dtype: torch.dtype
-    carried: list[Node] = field(default_factory=list)
-    resident: bool = True
-    stored: torch.dtype | None = None
-    in_registers: bool = False
-    window: int = 1
-    stages: int = 2
-
-    @property
-    def only_carried(self) -> bool:
-        """Whether all its products are for the next step."""
-        return len(self.carried) == len(self.segments)
-
-    @property
-    def chunks(self) -> int:
-        return self.inner // self.chunk
-
-    @property
-    def in_memory(self) -> torch.dtype:
-        """The dtype of the weight as the kernel loads it: the host has converted one that stays in shared memory."""
-        return self.dtype if self.stored is None or (self.resident and not self.in_registers) else self.stored
-
-    @property
-    def bytes(self) -> int:
-        """Of the weight of a program, in memory."""
-        return self.rows * self.inner * self.in_memory.itemsize
+from .tiles import Exchange, Products, Sharing, Tile, Tiling
 
 
 @dataclass
@@ -155,22 +49,19 @@ class Schedule:
         return sorted({exchange.phase for exchange in self.exchanges} | set(self.reductions.values()))
 
 
-def schedule(step: Step, sharing: Sharing, chunk: int = 128) -> Schedule:
+def schedule(step: Step, sharing: Sharing, chunk: int = 128, stack: int = 1) -> Schedule:
     """The schedule of a step.
 
     Args:
         chunk: how many columns of a weight are read at a time, a power of two.
+        stack: how many vectors are stacked, at most.
     """
-    return _Scheduler(step, sharing, chunk).schedule()
-
-
-def power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length() if number > 1 else 1
+    return _Scheduler(step, sharing, chunk, stack).schedule()
 
 
 class _Scheduler:
-    def __init__(self, step: Step, sharing: Sharing, chunk: int) -> None:
-        self.step, self.sharing, self.chunk = step, sharing, chunk
+    def __init__(self, step: Step, sharing: Sharing, chunk: int, stack: int) -> None:
+        self.step, self.sharing, self.chunk, self.stack = step, sharing, chunk, stack
         self.found = Schedule(step, sharing)
         self.leaf_of = {leaf.node: leaf for leaf in step.leaves}
         # Where rows retire, a finished row's next value is never seen: the frozen one stands for it.
@@ -205,8 +96,8 @@ class _Scheduler:
             if is_moved:
                 found.moved[leaf.node] = exchange
                 exchange.slots = 3
-        found.exchanges.sort(key=lambda exchange: exchange.phase)
         self._tiles()
+        found.exchanges.sort(key=lambda exchange: exchange.phase)
         return found
 
     def _width(self, node: Any) -> int:
@@ -268,61 +159,17 @@ class _Scheduler:
             if self.sharing.is_whole(product.inner):
                 exchange = None
             groups.setdefault((exchange or source, dtype, product.stored), []).append(product)
+        tiling = Tiling(self.step, self.sharing, self.chunk, self.stack, found.phase_of, {*found.reductions}, [*found.moved.values()])
+        apart: list[Products] = []
         for (key, dtype, _), products in groups.items():
             exchange = key if isinstance(key, Exchange) else None
             source = stripped(products[0].left, self.step)
-            leaf = exchange.leaf if exchange is not None else self.leaf_of.get(source)
-            for joined in self._joined(products):
-                carried = (
-                    [product.node for product in joined if stripped(product.left, self.step) in self.leaf_of]
-                    if exchange is not None
-                    else []
-                )
+            for joined in tiling.joined(products):
+                is_carried = [stripped(product.left, self.step) in self.leaf_of for product in joined]
+                carried = [product.node for product, is_leaf in zip(joined, is_carried, strict=True) if is_leaf and exchange is not None]
                 phase = exchange.phase + 1 if exchange is not None else max(found.phase_of[product.node] for product in joined)
-                found.tiles.append(self._tile(exchange, source, leaf, joined, phase, dtype, carried))
-
-    def _joined(self, products: list[Product]) -> list[list[Product]]:
-        """The products of one vector by tiles: together, unless padding to a power of two would make that larger than apart."""
-        by_block: dict[int, list[Product]] = {}
-        for product in products:
-            by_block.setdefault(self.sharing.block(product.width), []).append(product)
-        apart = sum(self._rows(block * len(some)) for block, some in by_block.items())
-        together = self._rows(sum(block * len(some) for block, some in by_block.items()))
-        return [products] if together <= apart else list(by_block.values())
-
-    def _rows(self, used: int) -> int:
-        return max(power_of_two(used), self.sharing.least_rows)
-
-    def _tile(
-        self, exchange: Exchange | None, left: Node, leaf: CarriedLeaf | None, products: list[Product], phase: int,
-        dtype: torch.dtype, carried: list[Node],
-    ) -> Tile:  # fmt: skip
-        blocks = sorted(((self.sharing.block(product.width), product) for product in products), key=lambda pair: -pair[0])
-        segments, begin = [], 0
-        for block, product in blocks:
-            segments.append((product, begin))
-            begin += block
-        inner = max(power_of_two(products[0].inner), 16)
-        chunk = inner
-        if exchange is not None:
-            chunk = min(self.chunk, inner)
-            inner = -(-products[0].inner // chunk) * chunk
-        name = f"w{len(self.found.tiles)}"
-        return Tile(
-            name,
-            exchange,
-            left,
-            leaf,
-            segments,
-            self._rows(begin),
-            inner,
-            chunk,
-            phase,
-            dtype,
-            carried,
-            stored=products[0].stored,
-            window=inner // chunk,
-        )
+                apart.append(Products(exchange, source, joined, phase, dtype, carried))
+        found.tiles = tiling.tiles(apart)
 
 
 def needs_one_group(step: Step) -> str | None:

@@ -16,9 +16,10 @@ from torch.fx import Node
 from ...capture.program import Target
 from ...optimise.graph import value
 from . import types
-from .schedule import Exchange, Schedule, Tile
+from .multiplying import Multiplying
+from .schedule import Schedule
 from .step import STORED, CarriedLeaf
-from .values import Values
+from .tiles import Exchange, Tile
 
 _IMPORTS = """import triton
 import triton.language as tl
@@ -27,7 +28,7 @@ from fusedrnn.kernels.gpu.activations import expm1, log1p, power, sigmoid, signe
 from fusedrnn.kernels.gpu.argmax import LOWEST, key_index, order_key  # noqa: F401
 from fusedrnn.kernels.gpu.barrier import arrive, wait  # noqa: F401
 from fusedrnn.kernels.gpu.integers import floor_divide, remainder, trunc_divide  # noqa: F401
-from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed  # noqa: F401
+from fusedrnn.kernels.gpu.products import halves, met, multiply, own, product, resident, streamed  # noqa: F401
 from fusedrnn.kernels.gpu.reductions import LOWEST32, order, unordered  # noqa: F401
 """
 
@@ -57,8 +58,8 @@ class KernelSource:
         weights: the name of each tile's packed weight.
         leaves: the carried leaves.
         emits: (target, node, name) of each emit and stored vector.
-        exchanges: (exchange, name) of the scratch ``[slots, padded rows, width]``.
-        keys: the names of the scratch ``[2, programs, padded rows]`` of reductions, with their dtypes.
+        exchanges: (exchange, name) of the scratch ``[slots * of, padded rows, width]``, one of those that share it.
+        keys: the names of the scratch ``[2, padded rows, programs]`` of reductions, with their dtypes.
     """
 
     text: str
@@ -74,61 +75,65 @@ class KernelSource:
     symbols: list[str] = field(default_factory=list)
 
 
-def kernel_source(schedule: Schedule, batch_tile: int, header: Sequence[str] = ()) -> KernelSource:
+def kernel_source(
+    schedule: Schedule, batch_tile: int, header: Sequence[str] = (), *, some: bool = False, ahead: bool = True
+) -> KernelSource:
     """The source of a scheduled step.
 
     Args:
         batch_tile: the rows of a group, a power of two.
         header: lines that tell the plan.
+        some: the batch is smaller than that: what is exchanged of rows that are not there is not read.
+        ahead: what the first phase reads is asked for in the step before.
 
     Raises:
         Unlowered: a node has no rule, or asks for columns that its program does not have.
     """
-    return _Writer(schedule, batch_tile, header).source()
+    return _Writer(schedule, batch_tile, header, some, ahead).source()
 
 
-class _Writer(Values):
-    def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str]) -> None:
-        super().__init__(schedule, batch_tile)
-        self.header = header
+class _Writer(Multiplying):
+    def __init__(self, schedule: Schedule, batch_tile: int, header: Sequence[str], some: bool, ahead: bool) -> None:
+        super().__init__(schedule, batch_tile, some)
+        self.header, self.may_ask = header, ahead
         self.body = self.lines
-        self.emitted: set[int] = set()
+        self.emitted: set[tuple[int, int]] = set()
 
     def source(self) -> KernelSource:
         schedule = self.schedule
         for tile in schedule.tiles:
-            if self._is_ahead(tile):
+            if self.is_ahead(tile):
                 for node in tile.carried:
                     self.names[node, self._own(node)] = self._fresh_once(node)
             elif tile.exchange is not None and tile.carried:  # nothing is left of the step to wait for: made at the start of the next
-                self._read_and_multiply(tile, "before", self.body, {})
+                self.read_and_multiply(tile, "before", self.body, {})
         for phase in range(schedule.phases):
             self._phase(phase)
         last = self._end_of_step()
-        return self._assembled([*self.body, *last])
-
-    def _is_ahead(self, tile: Tile) -> bool:
-        """Whether a tile's carried products are made in the step before, beside products of that step."""
-        return tile.exchange is not None and bool(tile.carried) and tile.phase < self.schedule.phases
+        asked = [] if schedule.barriers and not self.alone else self.asked_for()
+        return self._assembled([*asked, *self.body, *last])
 
     def _phase(self, phase: int) -> None:
         schedule = self.schedule
         self.body.append(f"# phase {phase}")
-        self._multiply_behind_barrier(phase)
+        self.body += self.multiplied(phase, only_carried=False)
         published = [exchange for exchange in schedule.exchanges if exchange.phase == phase]
         reduced = [node for node, at in schedule.reductions.items() if at == phase]
         for exchange in published:
             self._publish(exchange)
         for node in reduced:
             place = list(schedule.reductions).index(node)
-            self.body.append(f"tl.store(keys{place} + (half * {self.sharing.programs} + col) * padded + flat, {self._part(node)})")
+            self.body.append(f"tl.store(keys{place} + (half * padded + flat) * {self.sharing.programs} + col, {self._part(node)})")
         if phase not in schedule.barriers:
-            self._multiply_ahead(phase)
+            self.body += self.multiplied(phase, only_carried=True)  # it hides the wait
             return
         if not self.alone:
             self.body.append("arrive(counter, ASM)")
+            if self.may_ask:
+                self.body += self.asked_for()
+                self.may_ask = False
         self._emit(phase)  # while the others arrive
-        self._multiply_ahead(phase)
+        self.body += self.multiplied(phase, only_carried=True)  # it hides the wait
         if self.alone:
             self.body.append("tl.debug_barrier()")
         else:
@@ -137,51 +142,20 @@ class _Writer(Values):
             self._reduce(node)
 
     def _reduce(self, node: Node) -> None:
-        """Put the parts of all programs together."""
+        """Put the parts of all programs together. Those of a row are neighbours, as the columns of a vector are in memory: so they are
+        loaded as vectors are, and need not change their place in registers."""
         place, programs = list(self.schedule.reductions).index(node), self.sharing.programs
         reduction = self.step.reductions[node]
         several = 1 << (programs - 1).bit_length()
         self.taken.add(f"everyone{several}")
         self.body.append(
-            f"keys{place}_all = tl.load(keys{place} + (half * {programs} + everyone{several}) * padded + local, "
+            f"keys{place}_all = tl.load(keys{place} + (half * padded + local) * {programs} + everyone{several}, "
             f'mask=everyone{several} < {programs}, other={reduction.identity}, cache_modifier=".cg")'
         )
         self.names[node, None] = self._decoded(node, reduction.over(f"keys{place}_all"))
         line = f"everyone{several} = tl.arange(0, {several})[:, None]"
         if line not in self.prelude:
             self.prelude.insert(0, line)
-
-    def _multiply_behind_barrier(self, phase: int) -> None:
-        """The products of what the last phase published."""
-        for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.phase == phase and not tile.only_carried:
-                self._multiply_now(tile)
-
-    def _multiply_ahead(self, phase: int) -> None:
-        """Products for the next step, where this step's do not come with them: they hide the wait for the next barrier."""
-        for tile in self.schedule.tiles:
-            if tile.exchange is not None and tile.phase == phase and tile.only_carried:
-                self._multiply_now(tile)
-
-    def _multiply_now(self, tile: Tile) -> None:
-        names = {node: f"{self._fresh_once(node)}_next" for node in tile.carried}
-        self._read_and_multiply(tile, "this", self.body, names)
-
-    def _read_and_multiply(self, tile: Tile, which: str, lines: list[str], names: dict[Node, str]) -> None:
-        exchange = tile.exchange
-        assert exchange is not None
-        z = self._fresh(f"{tile.name}_z")
-        at = f"{exchange.name} + {exchange.slot(which)} * padded * {exchange.width}"
-        sizes = f"{exchange.width}, {tile.inner}, {tile.chunk}"
-        if tile.resident:
-            text = f"multiply({tile.name}, {at}, flat, k{tile.chunk}, {self._zeros(tile)}, {sizes}, {tile.window}"
-        else:
-            text = (
-                f"streamed({tile.name}_at, {self._far(tile)}, m{tile.rows}, k{tile.chunk}, {at}, flat, {self._zeros(tile)}, {sizes}, "
-                f"{tile.stages}"
-            )
-        lines.append(f"{z} = {text}, {self._kind(tile)})")
-        self._take_apart(tile, z, 0, tile.rows, lines, names)
 
     def _publish(self, exchange: Exchange) -> None:
         text = self._next_of(exchange.leaf) if exchange.leaf is not None else self._at_own(exchange.node)
@@ -198,9 +172,10 @@ class _Writer(Values):
     def _emit(self, phase: int) -> None:
         """Store the emits that are known by the end of a phase."""
         for place, (target, node) in enumerate(self.step.outputs):
-            if target.kind in STORED and place not in self.emitted and self._known(node, phase):
-                self.emitted.add(place)
-                self._store_emit(target, node)
+            for part, column in self.step.stored(node) if target.kind in STORED else []:
+                if (place, column) not in self.emitted and self._known(part, phase):
+                    self.emitted.add((place, column))
+                    self._store_emit(target, node, part, column)
 
     def _known(self, node: Any, phase: int) -> bool:
         return not isinstance(node, Node) or self.schedule.phase_of.get(node, 0) <= phase
@@ -208,14 +183,14 @@ class _Writer(Values):
     def _emit_name(self, target: Target) -> str:
         return f"{_PREFIXES[target.kind]}{target.place}"
 
-    def _store_emit(self, target: Target, node: Any) -> None:
-        dtype, width = value(node).dtype, self.width(node)
-        text = self._at_own(node)
+    def _store_emit(self, target: Target, node: Any, part: Any, column: int) -> None:
+        dtype, width = value(node).dtype, self.width(part)
+        text = self._at_own(part)
         if dtype == torch.bool:
             text = f"tl.where({text}, 1, 0)"
         if self.made.retires:
             text = f"tl.where(done > 0, 0, {text})"
-        address, mask = self._emit_address(self._emit_name(target), node, "step")
+        address, mask = self._emit_address(self._emit_name(target), node, part, column, "step")
         self.body.append(f"tl.store({address}, {types.stored(text, dtype)} + {self._zero(width, dtype)}, mask={mask})")
 
     def _zero(self, width: int | None, dtype: torch.dtype) -> str:
@@ -223,19 +198,20 @@ class _Writer(Values):
         rows = 1 if width is None else self.sharing.block(width)
         return f"tl.zeros(({rows}, {self.bb}), {types.MEMORY[dtype]})"
 
-    def _emit_address(self, name: str, node: Any, step: str) -> tuple[str, str]:
-        width = self.width(node)
-        columns, mask = "", ["live"]
+    def _emit_address(self, name: str, node: Any, part: Any, column: int, step: str) -> tuple[str, str]:
+        """Where a part of what is stored stands, from a column on, and the mask of this program's columns of it."""
+        whole_width, width = self.width(node), self.width(part)
+        columns, mask = f" + {column}" if column else "", ["live"]
         if width is not None:
             self.widths.add(width)
-            columns = f" + c{width}"
+            columns = f" + c{width}{columns}"
             mask.append(f"in{width}")
         if width is None or (self.sharing.is_whole(width) and not self.alone):
             mask.append("first")
         if not self.one_row and self.rows(node) is None:  # what is written into an array may be of no row
             return f"{name} + {step} * {width or 1} + rows * 0{columns}", " & ".join([*mask, "(rows == 0)"])
-        whole = f"B * {width}" if width is not None else "B"
-        return f"{name} + {step} * {whole} + rows{f' * {width}' if width is not None else ''}{columns}", " & ".join(mask)
+        row = "" if whole_width is None else f" * {whole_width}"
+        return f"{name} + {step} * B{row} + rows{row}{columns}", " & ".join(mask)
 
     def _end_of_step(self) -> list[str]:
         """The flags, and the next step's leaves."""
@@ -248,7 +224,8 @@ class _Writer(Values):
         self.body.append("lengths = tl.where(done > 0, lengths, time)")
         assigned = [(self._leaf_name(leaf), self._next_of(leaf)) for leaf in self.step.leaves]
         lines = [f"{name} = {new}" for name, new in assigned]
-        for tile in filter(self._is_ahead, self.schedule.tiles):
+        lines += [f"{name} = {name}_next" for name in self.carried.values()]
+        for tile in filter(self.is_ahead, self.schedule.tiles):
             lines += [f"{self._fresh_once(node)} = {self._fresh_once(node)}_next" for node in tile.carried]
         lines.append(f"done = tl.where({finished} | (done > 0), 1, 0)")
         going = "1 - tl.min(done)"
@@ -260,7 +237,7 @@ class _Writer(Values):
         leaves = [LeafArguments(leaf, f"{self._leaf_name(leaf)}_in", f"{self._leaf_name(leaf)}_out") for leaf in self.step.leaves]
         weights = [(tile, f"{tile.name}_at") for tile in self.schedule.tiles]
         emits = [(target, node, self._emit_name(target)) for target, node in self.step.outputs if target.kind in STORED]
-        exchanges = [(exchange, exchange.name) for exchange in self.schedule.exchanges]
+        exchanges = [(exchange, exchange.name) for exchange in self.schedule.exchanges if exchange.place == 0]
         keys = {f"keys{place}": _KEYS[self.step.reductions[node].key] for place, node in enumerate(self.schedule.reductions)}
         before, after = self._before_loop(leaves), self._after_loop(leaves, emits)
         pointers = {name: _element(value(node).dtype) for node, name in [*self.externals.items(), *self.hoisted.items()]}
@@ -299,6 +276,7 @@ class _Writer(Values):
         lines = [
             "col, grp = tl.program_id(0), tl.program_id(1)",
             f"flat = grp * {bb} + tl.arange(0, {bb})  # of the launch",
+            *self.read_rows.values(),
             "local = flat[None, :]",
             "rows = (first_row + local).to(tl.int64)  # of the batch",
             "live = rows < B",
@@ -347,14 +325,14 @@ class _Writer(Values):
             lines += ["arrive(counter, ASM)", f"target += {programs}", "late = wait(counter, target, limit, ASM)"]
         before = []
         for tile in self.schedule.tiles:
-            if self._is_ahead(tile):
+            if self.is_ahead(tile):
                 names = {product.node: self._fresh_once(product.node) if product.node in tile.carried
                          else self._fresh(f"{product.node.name}_unused") for product, _ in tile.segments}  # fmt: skip
                 for product, _ in tile.segments:
                     if product.node in tile.carried:
                         rows = 1 if product.width == 1 else self.sharing.block(product.width)
                         before.append(f"{names[product.node]} = tl.zeros(({rows}, {self.bb}), tl.float32)")
-                self._read_and_multiply(tile, "first", lines, names)
+                self.read_and_multiply(tile, "first", lines, names)
         if not self.alone:
             lines.append("going = tl.where(late > 0, 0, going)")
         return [*before, "if going > 0:  # the carried vectors as the first step finds them", *[f"    {line}" for line in lines]]
@@ -400,9 +378,9 @@ class _Writer(Values):
         if emits:
             lines.append("for s in range(t, T):  # emits behind the end are zero")
             for _, node, name in emits:
-                width, dtype = self.width(node), value(node).dtype
-                address, mask = self._emit_address(name, node, "(s - t0).to(tl.int64)")
-                lines.append(f"    tl.store({address}, {self._zero(width, dtype)}, mask={mask})")
+                for part, column in self.step.stored(node):
+                    address, mask = self._emit_address(name, node, part, column, "(s - t0).to(tl.int64)")
+                    lines.append(f"    tl.store({address}, {self._zero(self.width(part), value(node).dtype)}, mask={mask})")
         return lines
 
 

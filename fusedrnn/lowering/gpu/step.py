@@ -35,7 +35,6 @@ from .views import AT_PLACES, order_of
 
 STORED = ("emit", "stored", "index", "value")  # the targets of which every step is kept
 UNKNOWN = (1 << 31) - 1  # a size that no index is divided by
-_SIZES = (aten.sym_size.int,)
 _LOOPS = {  # made for all steps at once where they can be
     aten.mm.default, aten.bmm.default, aten.cumsum.default, aten.cumprod.default, aten.prod.dim_int, aten.scatter.src, aten.scatter.value,
     aten.scatter_add.default, aten.index_put.default, fold, rank, ranked, ranked_place, *REDUCTIONS,
@@ -89,22 +88,26 @@ class Step:
         made: the optimised program.
         nodes: what a step computes, in order.
         invariant: the nodes that are the same at every step.
+        timed: the nodes that depend on those and the time alone.
         hoisted: the nodes that are made before the loop for all steps.
         leaves: what is carried.
         products: by their nodes.
         reductions: of all columns of a row to a number, by their nodes.
         outputs: (target, node) of flags, emits and stored vectors.
+        parts: of a vector that is only put together to be stored: (part, its first column).
         known: the sizes that the kernel is made for, by their symbols.
     """
 
     made: Optimised
     nodes: list[Node] = field(default_factory=list)
     invariant: set[Node] = field(default_factory=set)
+    timed: set[Node] = field(default_factory=set)
     hoisted: list[Node] = field(default_factory=list)
     leaves: list[CarriedLeaf] = field(default_factory=list)
     products: dict[Node, Product] = field(default_factory=dict)
     reductions: dict[Node, Reduction] = field(default_factory=dict)
     outputs: list[tuple[Target, Node]] = field(default_factory=list)
+    parts: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
     known: Mapping[str, int] = field(default_factory=dict)
     _dims: dict[Node, tuple[int, ...]] = field(default_factory=dict)
 
@@ -183,6 +186,10 @@ class Step:
         """Whether it is there before the loop."""
         return node in self.invariant or node in self.hoisted
 
+    def stored(self, node: Any) -> list[tuple[Any, int]]:
+        """What is stored of an output: itself, or its parts, with their first columns."""
+        return self.parts.get(node, [(node, 0)])
+
 
 def prepared(program: Program) -> Optimised:
     """A captured program after the passes, as `step_of` takes it: made once, and only read from then on.
@@ -219,6 +226,7 @@ def sizes_of(made: Optimised) -> list[str]:
     """The symbols of the sizes that rows of the step's values have, or that say where a view begins: a kernel is made for their numbers."""
     reader = _Reader(made, {})
     found = reader.step_nodes()
+    found += [node for node in outputs(made.module.graph) if isinstance(node, Node) and node not in found]  # made before the loop
     symbols: set[Any] = set()
     for node in found:
         if isinstance(value(node), torch.Tensor):
@@ -250,13 +258,23 @@ class _Reader:
         self.made, self.found = made, Step(made, known=known)
         self.source_of = dict(zip(placeholders(made.module.graph), made.program.sources, strict=True))
 
-    def step_nodes(self) -> list[Node]:
-        """What a step reads and computes, in order; fills in what is the same at every step, and what is hoisted."""
+    def step_nodes(self, apart: bool = False) -> list[Node]:
+        """What a step reads and computes, in order; fills in what is the same at every step, and what is hoisted.
+
+        Args:
+            apart: let concatenations be stored part by part.
+        """
         graph = self.made.module.graph
         ends = outputs(graph)
-        timed = self._classify()
+        timed = self.found.timed = self._classify()
         self._hoist(timed, ends)
-        needed = self._needed([node for node in ends if isinstance(node, Node)])
+        roots: list[Node] = []
+        for target, node in zip(self.made.program.targets, ends, strict=True):
+            if isinstance(node, Node):
+                if apart and target.kind in STORED:
+                    self._take_apart(node)
+                roots += [part for part, _ in self.found.stored(node)] if target.kind in STORED else [node]
+        needed = self._needed(roots)
         carried = [node for node, source in self.source_of.items() if source.kind not in (*INVARIANT, "time", "finished")]
         return [*carried, *[node for node in graph.nodes if node in needed]]
 
@@ -270,7 +288,7 @@ class _Reader:
             refused.location = mixes.location if mixes else program.fixed_at
             raise refused
         pairs = list(zip(program.targets, outputs(graph), strict=True))
-        found.nodes = [node for node in self.step_nodes() if node.op != "placeholder"]
+        found.nodes = [node for node in self.step_nodes(apart=True) if node.op != "placeholder"]
         by_target = {(target.kind, target.place): node for target, node in pairs}
         for node, source in self.source_of.items():
             if source.kind in INVARIANT or source.kind in ("time", "finished"):
@@ -302,8 +320,8 @@ class _Reader:
                     invariant.add(node)
                 elif kind == "time":
                     timed.add(node)
-            elif node.op == "get_attr" or node.target in _SIZES:
-                invariant.add(node)
+            elif node.op == "get_attr" or (node.op == "call_function" and isinstance(value(node), (torch.SymInt, torch.SymFloat))):
+                invariant.add(node)  # constants, sizes and what is made of sizes
             elif node.op == "call_function":
                 operands = node.all_input_nodes
                 if all(operand in invariant for operand in operands):
@@ -317,7 +335,7 @@ class _Reader:
         heavy: set[Node] = set()
         for node in self.made.module.graph.nodes:
             if node in timed and node.op == "call_function":
-                known = node.target in TABLE or node.target in _SIZES or (node.target in RULES and node.target not in _LOOPS)
+                known = node.target in TABLE or (node.target in RULES and node.target not in _LOOPS)
                 if not known or any(operand in heavy for operand in node.all_input_nodes) or self._is_odd(node):
                     heavy.add(node)
         for node in self.made.module.graph.nodes:
@@ -330,6 +348,34 @@ class _Reader:
         except Unlowered:
             return True
         return False
+
+    def _take_apart(self, node: Node) -> None:
+        """Store a concatenation part by part, so that no program needs columns of it that are others'."""
+        found, step = list[tuple[Node, int]](), self.found
+        waiting, column = [node], 0
+        while waiting:
+            part = inner = waiting.pop(0)
+            while inner.op == "call_function" and inner.target in TRANSPARENT and step.rows(inner) == step.rows(inner.args[0]):
+                inner = inner.args[0]  # type: ignore[assignment]
+            if self._is_joined(inner):
+                waiting = [*inner.args[0], *waiting]  # type: ignore[misc]
+            else:
+                found.append((part, column))
+                column += step.width(part) or 1
+        if len(found) > 1:
+            step.parts[node] = found
+
+    def _is_joined(self, node: Node) -> bool:
+        """Whether a row of a concatenation has its parts one behind the other."""
+        step = self.found
+        if node.target is not aten.cat.default or step.is_known(node) or step.rows(node) != Rows(0):
+            return False
+        parts: Any = node.args[0]
+        rank, dtype = value(node).ndim, value(node).dtype
+        if any(value(part).dtype != dtype or value(part).ndim != rank for part in parts):
+            return False
+        place = step.place(node, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
+        return all(size == 1 for size in step.dims(node)[:place])
 
     def _needed(self, roots: list[Node]) -> set[Node]:
         """What a step computes: back from its outputs to what is given."""

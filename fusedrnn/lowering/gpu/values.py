@@ -20,17 +20,21 @@ from . import types
 from .columns import C, Columns, counter, is_within, taken_apart, text
 from .rule import Lowering, Unlowered
 from .rules import READ_THROUGH, lower
-from .schedule import Schedule, Tile
+from .schedule import Schedule
 from .step import CarriedLeaf
+from .tiles import Tile
 from .views import is_at_a_size
 
 # Names of the kernel's own; a node of the same name gets another.
 _RESERVED = {
     "t", "T", "t0", "B", "col", "grp", "rows", "live", "local", "first", "time", "done", "lengths", "going", "late", "target", "bad",
     "half", "step", "padded", "limit", "counter", "error", "tl", "triton", "first_row", "own", "product", "multiply", "resident",
-    "streamed", "halves", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "power", "signed", "order_key", "key_index",
+    "streamed", "halves", "met", "arrive", "wait", "tanh", "sigmoid", "expm1", "log1p", "power", "signed", "order_key", "key_index",
     "order", "unordered", "LOWEST32", "floor_divide", "trunc_divide", "remainder", "LOWEST", "PREC", "ASM",
 }  # fmt: skip
+
+
+Names = dict[tuple[Node, Columns | None], str]
 
 
 class Values:
@@ -60,7 +64,9 @@ class Values:
         self.blocks: list[list[str]] = [[]]  # of the step, and of the loops in it that are being written
         self.loops: dict[Any, int] = {}  # which block is that of a loop's counter
         self.lines = self.blocks[0]
-        self.names: dict[tuple[Node, Columns | None], str] = {}
+        self.names: Names = {}
+        self.clock, self.nth = "time", "step"  # the step's time, and its number in the launch
+        self.only: tuple[Any, str] | None = None  # a tensor that is loaded under one more condition, as it stands in memory
         self.taken: set[str] = set(_RESERVED)
         self.widths: set[int] = set()
         self.externals: dict[Node, str] = {}
@@ -178,7 +184,7 @@ class Values:
     def _placeholder(self, node: Node) -> str:
         kind = self.source_of[node].kind
         if kind == "time":
-            return "time"
+            return self.clock
         if kind == "finished":
             return "(done > 0)"
         leaf = self.leaf_of[node]
@@ -222,15 +228,18 @@ class Values:
             elif at != 0:
                 uses |= C in at.free_symbols
                 made = text(at, width)
-                if not (at.is_Integer and at >= 0) and not is_within(at, self.step.bound(size), width):
+                if not is_within(at, self.step.bound(size), width):
                     made = f"tl.minimum(tl.maximum({made}, 0), {self._size(size)} - 1)"
                 terms.append(self._scaled(made, sizes[dim + 1 :]))
         name = self.hoisted.get(node) or self._external_name(node)
         if node in self.hoisted:
-            terms.append(self._scaled("step", sizes))
+            terms.append(self._scaled(self.nth, sizes))
         masks = (["live"] if by_row or rows is not None else []) + ([f"in{width}"] if uses else [])
+        alone = self.only is not None and self.only[0] is node
+        masks += [self.only[1]] if self.only is not None and alone else []
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        return types.loaded(f"tl.load({' + '.join([name, *terms])}{mask})", value(node).dtype)
+        loading = f"tl.load({' + '.join([name, *terms])}{mask})"
+        return loading if alone else types.loaded(loading, value(node).dtype)
 
     def _scaled(self, index: str, sizes: Sequence[Any]) -> str:
         strides = [self._size(size) for size in sizes if expression(size) != 1]

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from fusedrnn.kernels.gpu import emulator
-from fusedrnn.kernels.gpu.products import halves, multiply, own, product, resident, streamed
+from fusedrnn.kernels.gpu.products import halves, met, multiply, own, product, resident, streamed
 
 
 @triton.jit
@@ -72,6 +72,41 @@ def test_rows_that_are_not_finite_stay_by_themselves():
     z = multiplied(w, x, "hilo", chunk=32)
     assert z[:, 5].isnan().all()
     assert z[:, good].isfinite().all()
+
+
+@triton.jit
+def stacking(w, x, there, out, V: tl.constexpr, RESIDENT: tl.constexpr):
+    """V vectors ``x`` ``[V, 16, 64]`` with 8 rows of ``w`` ``[64, 64]`` each; only rows that are there are read."""
+    m, k, side = tl.arange(0, 64), tl.arange(0, 32), tl.arange(0, V * 16)
+    rows = tl.where(tl.load(there + side) > 0, side, -1)
+    z = tl.zeros((64, V * 16), tl.float32)
+    if RESIDENT:
+        z = multiply(
+            resident(w, 0, m, k, 64, 32, None, False, "ieee", False), x, rows, k, z, 64, 64, 32, 2, None, False, "ieee", False, True
+        )
+    else:
+        z = streamed(w, 0, m, k, x, rows, z, 64, 64, 32, 2, None, False, "ieee", False, True)
+    tl.store(out + m[:, None] * 16 + tl.arange(0, 16)[None, :], met(z, 8, V, 16))
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+@pytest.mark.parametrize("vectors", [2, 4, 8])
+def test_each_vector_meets_its_own_rows(vectors, is_resident):
+    w, x = torch.randn(64, 64), torch.randn(vectors, 16, 64)
+    x[:, 5] = float("nan")  # what is not there is not read
+    x[1, 6] = float("inf")  # what is infinite stays by itself
+    there = torch.ones(vectors, 16, dtype=torch.int32)
+    there[:, 5] = 0
+    out = torch.full((64, 16), float("nan"))
+    tensors = {"w": w, "x": x, "there": there, "out": out}
+    emulator.run(stacking, (1, 1), tensors, {"V": vectors, "RESIDENT": is_resident}, outputs=["out"])
+    x[:, 5] = 0
+    wanted = torch.cat([rows @ vector.T for rows, vector in zip(w.view(8, 8, 64), x, strict=False)])
+    got, rest = out[: 8 * vectors], out[8 * vectors :]
+    assert not got[8:16, 6].isfinite().any()
+    got[8:16, 6] = wanted[8:16, 6] = 0
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert (rest == 0).all()
 
 
 @triton.jit

@@ -58,6 +58,26 @@ def reading(kind: str, inputs: int = 6, size: int = 20, batch: int = 3, dtype: t
     return CELLS[kind](inputs, size).to(dtype), loop_fn
 
 
+def several(count: int, size: int = 16, batch: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A loop in which so many vectors of this step are multiplied, and their products added up."""
+    torch.manual_seed(1)
+    weights = [(torch.randn(size, size) / size).to(dtype) for _ in range(count)]
+    x, lengths, start = torch.randn(5, batch, size).to(dtype), torch.arange(batch) % 6, torch.zeros(batch, size, dtype=dtype)
+
+    class Cell:
+        output_size = state_size = size
+
+        def __call__(self, inputs: Any, state: Any) -> Any:
+            parts = [torch.tanh(inputs * (place + 1) + state) for place in range(count)]
+            new = sum(part @ weight for part, weight in zip(parts, weights, strict=True)) + parts[0]
+            return new, new
+
+    def loop_fn(time: Any, output: Any, state: Any, loop_state: Any) -> Any:
+        return time >= lengths, x[time], start if output is None else state, output, None
+
+    return Cell(), loop_fn
+
+
 def greedy(kind: str, inputs: int = 6, size: int = 20, words: int = 12, batch: int = 3, dtype: torch.dtype = torch.float32) -> Any:
     """A loop that feeds its best token back."""
     table, project = nn.Embedding(words, inputs).to(dtype), nn.Linear(size, words).to(dtype)

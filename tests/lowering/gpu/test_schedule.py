@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fusedrnn
-from fusedrnn.lowering.gpu.schedule import Sharing, needs_one_group, schedule
+from fusedrnn.lowering.gpu.schedule import needs_one_group, schedule
+from fusedrnn.lowering.gpu.tiles import Sharing
 
 from .loops import greedy, reading, start_of, step
 

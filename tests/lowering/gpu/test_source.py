@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fusedrnn.kernels.gpu import limits
-from fusedrnn.lowering.gpu.schedule import Sharing, schedule
+from fusedrnn.lowering.gpu.schedule import schedule
 from fusedrnn.lowering.gpu.source import kernel_source
+from fusedrnn.lowering.gpu.tiles import Sharing
 from fusedrnn.plan.planner import plans
 
 from .loops import greedy, reading, step

@@ -62,6 +62,39 @@ def test_what_is_read_without_a_product_stays_in_the_loop():
     assert not found.products
 
 
+def emitting(emit, like):
+    """The step of a loop that emits what is made of h, its inputs, and the time."""
+    cell, x, start = nn.RNNCell(6, H), torch.zeros(4, 3, 6), torch.zeros(3, H)
+
+    def loop_fn(time, output, state, loop_state):
+        first = output is None
+        return time >= 4, x[time], start if first else state, like if first else emit(output, state, time), None
+
+    return step(cell, loop_fn)
+
+
+JOINED = {
+    "vectors": (lambda h, _, __: torch.cat([h * 2, h.tanh(), h[:, :1]], 1), torch.zeros(2 * H + 1), [(H, 0), (H, H), (None, 2 * H)]),
+    "under a mask": (lambda h, _, t: torch.cat([h * 2, h], 1).masked_fill((h[:, :1] > t), 0.0), torch.zeros(2 * H), [(H, 0), (H, H)]),
+    "in a view": (lambda h, _, __: torch.cat([h * 2, h], 1).view(-1, 2, H), torch.zeros(2, H), [(H, 0), (H, H)]),
+    "nested": (lambda h, _, __: torch.cat([h, torch.cat([h.sin(), h.cos()], 1)], 1), torch.zeros(3 * H), [(H, 0), (H, H), (H, 2 * H)]),
+    "stacked": (lambda h, _, __: torch.stack([h.sin(), h.cos()], 1), torch.zeros(2, H), [(H, 0), (H, H)]),
+    "side by side": (lambda h, _, __: torch.stack([h.sin(), h.cos()], 2), torch.zeros(H, 2), None),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_what_is_only_put_together_is_stored_part_by_part(name):
+    emit, like, wanted = JOINED[name]
+    found = emitting(emit, like)
+    (node,) = (node for target, node in found.outputs if target.kind == "emit")
+    if wanted is None:
+        assert found.stored(node) == [(node, 0)]
+    else:
+        assert [(found.width(part), column) for part, column in found.stored(node)] == wanted
+    assert (node in found.nodes) == (wanted is None)
+
+
 def test_a_leaf_of_no_row():
     x, start = torch.zeros(4, 3, 6), torch.zeros(3, H)
 
