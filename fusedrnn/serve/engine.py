@@ -153,16 +153,18 @@ class Engine:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            await self.drain()
-        await self.close()
+        try:
+            if kind is None:
+                await self.drain()
+        finally:
+            await self.close()
 
     async def _drive(self) -> None:
         try:
             await self._launches()
-        except Exception as error:  # a fault of the engine: no one may wait for what never comes
+        except BaseException as error:  # a fault of the engine, or its end: no one may wait for what never comes
             self.scheduler.drain()
-            self.scheduler.end_all(error)
+            self.scheduler.end_all(None if isinstance(error, asyncio.CancelledError) else error)
             self._quiet.set()
             raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class Scheduler:
         self._freed: list[int] = []  # slots that are to be told
         self._order = itertools.count()
         self._work: Work | None = None
-        self._made: list[_Made] = []  # by the launch that was taken back last
+        self._made: deque[_Made] = deque()  # by the launch that was taken back last
         self._service = 0.0  # seconds that a request holds its slot, of late
 
     def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None, told: Callable[[], None] | None = None) -> Ticket:
@@ -100,7 +101,7 @@ class Scheduler:
         Raises:
             Draining: no requests are taken any more.
             QueueFull: as many are waiting as may.
-            TypeError, ValueError: it is no request of the model, or the deadline is negative.
+            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is negative.
         """
         if self.draining:
             self.metrics.rejected["draining"] += 1
@@ -108,8 +109,10 @@ class Scheduler:
         try:
             if deadline is not None and not deadline >= 0:
                 raise ValueError(f"deadline must be at least 0 seconds, got {deadline}")
+            if isinstance(priority, bool) or not isinstance(priority, int):
+                raise TypeError(f"priority must be an int, got {priority!r}")
             self.model.check(request)
-        except (TypeError, ValueError):
+        except Exception:
             self.metrics.rejected["bad request"] += 1
             raise
         if self.metrics.waiting >= self.queue + len(self._free):
@@ -137,7 +140,7 @@ class Scheduler:
         if not ticket.done:
             self._end(ticket, Cancelled())
 
-    def end_all(self, error: Exception | None = None) -> None:
+    def end_all(self, error: BaseException | None = None) -> None:
         """End all requests, as cancelled or with an error."""
         self.hand_out()
         for ticket in [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]:
@@ -163,15 +166,14 @@ class Scheduler:
             raise RuntimeError("a launch is under way: settle it before the next one is planned")
         now = self.clock()
         self._expire(now)
-        running = list(self._running)
-        admitted: dict[int, Any] = {}
+        admitted: list[int] = []
         while self._waiting and self._free:
             ticket = heapq.heappop(self._waiting)[2]
             if ticket.done:
                 continue
             slot = ticket.slot = heapq.heappop(self._free)
             self._running[slot] = ticket
-            admitted[slot] = ticket.request
+            admitted.append(slot)
             ticket.started = now
             self.metrics.queue_seconds.add(now - ticket.accepted)
             self.metrics.waiting -= 1
@@ -181,8 +183,8 @@ class Scheduler:
             return None
         urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
         steps = self.pace.steps(urgent)
-        freed, self._freed = [slot for slot in self._freed if slot not in admitted], []
-        self._work = Work(self.model, self.slots, freed, admitted, running, steps)
+        freed, self._freed = self._freed, []
+        self._work = Work(self.model, self.slots, freed, dict(self._running), admitted, steps)
         self._work.began = time.perf_counter()
         return self._work
 
@@ -198,34 +200,36 @@ class Scheduler:
         self.hand_out()
         self._work = None
         if work.error is not None or work.launch is None:
-            for ticket in list(self._running.values()):
-                self._end(ticket, _failed(work.error))
+            for ticket in work.occupants.values():
+                if not ticket.done:
+                    self._end(ticket, _failed(work.error or RuntimeError("the launch was given up")))
             self._freed = list(range(self.slots.count))
             return
         now, launch = self.clock(), work.launch
         taken, finished = launch.taken.tolist(), launch.finished.tolist()
-        for slot in (*work.running, *work.admitted):
-            if slot not in self._running:  # cancelled meanwhile
+        for slot, ticket in work.occupants.items():
+            if ticket.done:  # meanwhile: whoever has the slot now, this row was not theirs
                 continue
-            ticket = self._running[slot]
-            ticket.steps += taken[slot]
+            steps = 0 if slot in work.wrong else taken[slot]
+            left = steps if self.step_limit is None else self.step_limit - ticket.steps
             error: Exception | None = None
             if slot in work.wrong:
                 error = _failed(work.wrong[slot])
+            elif steps > left or (steps == left == taken[slot] and not finished[slot] and self.step_limit is not None):
+                steps, error = left, StepLimit(left + ticket.steps)  # whatever the launch took: that depends on others
             elif slot in launch.failed:
                 error = RequestFailed("the request looks where there is nothing, such as past the end of its input")
-            elif not finished[slot] and self.step_limit is not None and ticket.steps >= self.step_limit:
-                error = StepLimit(self.step_limit)
+            ticket.steps += steps
             over = finished[slot] or error is not None
             if over:
                 self._release(ticket)
-            self._made.append(_Made(ticket, slot, taken[slot], over, error, work, now))
+            self._made.append(_Made(ticket, slot, steps, over, error, work, now))
         self._note(work, launch)
 
     def hand_out(self) -> None:
         """Give requests the chunks of the launch that was taken back last, if that was not done. It may be done while the next one runs."""
-        made, self._made = self._made, []
-        for one in made:
+        while self._made:
+            one = self._made.popleft()
             if not one.ticket.done:
                 self._hand_out(one)
 
@@ -234,8 +238,10 @@ class Scheduler:
         work = self.plan()
         if work is None:
             return False
-        work.run()
-        self.settle(work)
+        try:
+            work.run()
+        finally:
+            self.settle(work)
         return True
 
     def _hand_out(self, made: _Made) -> None:
@@ -249,7 +255,10 @@ class Scheduler:
             if made.over and made.error is None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
         except Exception as error:
-            self._end(ticket, _failed(error))
+            if not ticket.done:
+                self._end(ticket, _failed(error))
+            return
+        if ticket.done:  # the model has cancelled it
             return
         new = [chunk for chunk in chunks if chunk is not None]
         if new:
@@ -304,7 +313,7 @@ class Scheduler:
         metrics.launches += 1
         metrics.steps += launch.steps
         metrics.row_steps += rows
-        metrics.occupancy.add((len(work.running) + len(work.admitted)) / metrics.slots)
+        metrics.occupancy.add(len(work.occupants) / metrics.slots)
         metrics.launch_seconds.add(work.seconds)
         if launch.failed:
             metrics.fallbacks["a row looked where there is nothing: the launch ran in parts"] += 1
@@ -334,7 +343,7 @@ def _sizes(loop: SlotLoop) -> list[int]:
     return [size for tensor in tensors if not isinstance(tensor, torch.nn.Parameter) for size in tensor.shape]
 
 
-def _failed(error: Exception | None) -> RequestFailed:
+def _failed(error: BaseException) -> RequestFailed:
     made = RequestFailed(f"{type(error).__name__}: {error}")
     made.__cause__ = error
     return made

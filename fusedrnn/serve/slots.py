@@ -48,7 +48,7 @@ class Launch:
         taken: ``[slots]`` int32: how many of them each row took.
         finished: ``[slots]`` bool: rows that finished, or held no request.
         emits: of each leaf of the emit ``[steps, slots, ...]``; a row's own are the first ``taken``.
-        failed: rows that looked where there is nothing. They took no step.
+        failed: rows that looked where there is nothing, after the steps that they took.
     """
 
     steps: int
@@ -188,7 +188,7 @@ class Slots:
                 raise ValueError(f"{name} must have shape {room}{' or fewer in the first dimension' * row.dim}, got {list(value.shape)}")
 
     def admit(self, admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[int, Exception]:
-        """Begin rows in empty slots, which are zeroed first.
+        """Begin rows in slots, which are emptied and zeroed first.
 
         Args:
             admitted: by slot the values of its rows; shorter ones along time are filled up with zeros.
@@ -196,11 +196,12 @@ class Slots:
         Returns:
             By slot what is wrong with a request that cannot begin; its slot stays empty.
         """
+        self.free(list(admitted))  # where a row cannot begin, the one before it does not go on
         wrong: dict[int, Exception] = {}
         for slot, values in admitted.items():
             try:
                 self.checked(values)
-            except (ValueError, TypeError) as error:
+            except Exception as error:  # a model's values may be anything
                 wrong[slot] = error
         begin = [slot for slot in admitted if slot not in wrong]
         if not begin:
@@ -218,8 +219,8 @@ class Slots:
 
     def free(self, slots: Sequence[int]) -> None:
         """Let go of rows."""
-        for slot in slots:
-            self.finished[slot] = True
+        if slots:
+            self.finished[torch.tensor(slots)] = True
 
     def _write(self, slots: Sequence[int], admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
         self._clear(slots)
@@ -284,8 +285,7 @@ class Slots:
             emits = [_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))]
             return Launch(ended.steps, ended.lengths.cpu().numpy(), self.finished.numpy().copy(), emits)
         if len(live) == 1:
-            self.finished = finished.clone().fill_(True)
-            return self._nothing(live[0])
+            return self._until_it_fails(live[0], finished, steps)
         # A row looked where there is nothing, which stops all of them: half of them at a time, from where they stood.
         before, parts = self.state, []
         for rows in (live[: len(live) // 2], live[len(live) // 2 :]):
@@ -293,10 +293,25 @@ class Slots:
             parts.append((torch.tensor(rows), self._launch(rows, steps), self.state, self.finished))
         return self._joined(before, parts)
 
-    def _nothing(self, row: int) -> Launch:
+    def _until_it_fails(self, row: int, finished: torch.Tensor, steps: int) -> Launch:
+        """The steps of a row before the one that fails, one at a time: what it has made depends on no one's launches."""
+        taken, parts = 0, [[_array(leaf) for leaf in self._no_emits()]]
+        while taken < steps:
+            ended = self._run(finished, 1)
+            if ended is None:
+                break
+            self.state = ended.leaves["state"]
+            parts.append([_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))])
+            taken += 1
+        self.finished = torch.ones_like(self.finished)
+        launch = Launch(taken, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), [], {row})
+        launch.taken[row] = taken
+        launch.emits = [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
+        return launch
+
+    def _no_emits(self) -> list[torch.Tensor]:
         leaves = self._begun.emit_port.leaves if self._begun.emit_port is not None else []
-        emits = [_array(torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype)) for leaf in leaves]
-        return Launch(0, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), emits, {row})
+        return [torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype) for leaf in leaves]
 
     def _joined(self, before: list[torch.Tensor], parts: list[tuple[torch.Tensor, Launch, list[torch.Tensor], torch.Tensor]]) -> Launch:
         """What rows made that ran one part after the other."""

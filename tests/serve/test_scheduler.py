@@ -49,7 +49,43 @@ def solo(request: Say) -> list[Any]:
     return made
 
 
-REQUESTS = st.builds(Say, st.integers(0, 30), st.integers(0, 9))
+class Hooked(Sayer):
+    """A model whose hooks fail for some requests, and give one up from within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.give_up: Any = None
+
+    def admit(self, requests: Any) -> Any:
+        if any(request.spoiled == "admit" for request in requests):
+            raise KeyError("admit")
+        return super().admit(requests)
+
+    def emit(self, request: Any, values: Any) -> Any:
+        if request.spoiled == "emit":
+            raise ZeroDivisionError("emit")
+        if request.spoiled == "gives up":
+            self.give_up(request)
+        return super().emit(request, values)
+
+
+HOOKED = Hooked()
+SPOILED = ["shape", "start", "jump", "nan", "admit", "emit", "gives up"]
+
+
+@cache
+def expected(request: Say, limit: int | None) -> tuple[list[Any], type[Exception] | None]:
+    """What a request gives, and what it ends with, if no one meddles."""
+    if request.spoiled in ("shape", "start", "admit"):
+        return [], RequestFailed
+    said = solo(Say(request.seed, request.most, "nan" if request.spoiled == "nan" else ""))
+    if said and request.spoiled in ("emit", "gives up"):
+        return [], RequestFailed if request.spoiled == "emit" else Cancelled
+    if limit is not None and len(said) > limit and not (request.spoiled == "jump" and limit > 3):
+        return said[:limit], StepLimit
+    if request.spoiled == "jump" and len(said) > 3:
+        return said[:3], RequestFailed
+    return said, None
 
 
 class Requests(RuleBasedStateMachine):
@@ -60,20 +96,30 @@ class Requests(RuleBasedStateMachine):
         self.served: Scheduler
         self.work: Work | None = None
         self.tickets: list[Ticket] = []
-        self.expected: dict[Ticket, type[Exception] | None] = {}
+        self.ends: dict[Ticket, type[Exception]] = {}  # of those that someone meddled with
 
-    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4))
-    def begin(self, slots: int, queue: int, most: int) -> None:
-        self.served = scheduler(slots, queue=queue, steps=most)
+    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4), limit=st.none() | st.integers(1, 7))
+    def begin(self, slots: int, queue: int, most: int, limit: int | None = None) -> None:
+        HOOKED.give_up = self.give_up
+        self.served = Scheduler(HOOKED, slots, clock=Clock(), queue=queue, steps=most, step_limit=limit)
 
-    @rule(request=REQUESTS, priority=st.integers(0, 2), seconds=st.none() | st.sampled_from([0.0, 1.0, 5.0]), bad=st.booleans())
-    def submit(self, request: Say, priority: int, seconds: float | None, bad: bool) -> None:
-        if bad:
-            request = Say(request.seed, request.most, "shape")
+    def give_up(self, request: Any) -> None:
+        for ticket in self.tickets:
+            if ticket.request is request:
+                self.served.cancel(ticket)
+
+    @rule(
+        seed=st.integers(0, 30),
+        most=st.integers(0, 9),
+        priority=st.integers(0, 2),
+        seconds=st.none() | st.sampled_from([0.0, 1.0, 5.0]),
+        spoiled=st.just("") | st.sampled_from(SPOILED),
+    )
+    def submit(self, seed: int, most: int, priority: int = 0, seconds: float | None = None, spoiled: str = "") -> None:
         served, metrics = self.served, self.served.metrics
         room = served.queue + metrics.slots - metrics.running - metrics.waiting
         try:
-            ticket = served.submit(request, priority=priority, deadline=seconds)
+            ticket = served.submit(Say(seed, most, spoiled), priority=priority, deadline=seconds)
         except Draining:
             assert served.draining
             return
@@ -83,7 +129,6 @@ class Requests(RuleBasedStateMachine):
         assert not served.draining
         assert room > 0
         self.tickets.append(ticket)
-        self.expected[ticket] = RequestFailed if bad else None
 
     @precondition(lambda self: self.work is None)
     @rule()
@@ -101,6 +146,21 @@ class Requests(RuleBasedStateMachine):
         assert work.error is None
         self.served.take_back(work)
 
+    @precondition(lambda self: self.work is not None)
+    @rule()
+    def launch_that_fails(self) -> None:
+        work, self.work = self.work, None
+        assert work is not None
+        whole, self.served.slots.launch = self.served.slots.launch, None  # type: ignore[assignment,method-assign]
+        work.run()
+        self.served.slots.launch = whole  # type: ignore[method-assign]
+        assert work.error is not None
+        self.served.hand_out()
+        for ticket in work.occupants.values():
+            if not ticket.done:
+                self.ends[ticket] = RequestFailed
+        self.served.take_back(work)
+
     @rule()
     def hand_out(self) -> None:
         self.served.hand_out()
@@ -110,7 +170,7 @@ class Requests(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         ticket = self.tickets[which % len(self.tickets)]
         if not ticket.done:
-            self.expected[ticket] = Cancelled
+            self.ends[ticket] = Cancelled
         self.served.cancel(ticket)
         assert ticket.done
 
@@ -149,17 +209,29 @@ class Requests(RuleBasedStateMachine):
         assert self.served.idle
         for ticket in self.tickets:
             assert ticket.done
-            said = solo(ticket.request) if not ticket.request.spoiled else []
+            said, end = expected(ticket.request, self.served.step_limit)
             made = [piece for chunk in ticket.chunks for piece in chunk]
+            assert made == said[: len(made)], ticket.request
             if isinstance(ticket.error, DeadlineExceeded):
                 assert ticket.deadline is not None
                 assert ticket.deadline <= self.served.clock()
+            elif ticket in self.ends:
+                assert type(ticket.error) is self.ends[ticket], ticket.error
             else:
-                wanted = self.expected[ticket]
-                assert type(ticket.error) is (wanted or type(None)), ticket.error
-            assert made == said[: len(made)]
-            if ticket.error is None:
-                assert made == said
+                assert type(ticket.error) is (end or type(None)), ticket.error
+                assert made == said, ticket.request
+
+
+@pytest.mark.parametrize("spoiled", ["shape", "admit", "start"])
+def test_a_request_that_cannot_begin_is_given_nothing_of_the_one_before_it(spoiled: str) -> None:
+    machine = Requests()
+    machine.begin(slots=2, queue=0, most=1)
+    machine.submit(0, 2)
+    machine.plan()
+    machine.cancel(0)
+    machine.submit(0, 0, spoiled=spoiled)
+    machine.teardown()
+    assert not machine.tickets[1].chunks
 
 
 Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
