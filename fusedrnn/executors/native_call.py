@@ -6,6 +6,7 @@ import ctypes
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -340,6 +341,18 @@ class Bound:
         self._alive.append(tensor)
         self._entries[entry] = tensor.data_ptr()
         return tensor
+
+    def beginning(self, begun: Start) -> Bound:
+        """The same loop over the same tensors, begun with other flags and another state of the same shapes; it has no other leaves that are
+        carried."""
+        other = copy(self)
+        other.begun, other._entries, other._alive, other._returned = begun, self._entries[:], [self._alive], []
+        for kind, place, entry, last in self._layout.carried:
+            leaf = other._point(entry, begun.finished if kind == "finished" else begun.state[place])
+            if last is not None:
+                other._returned.append((kind, place, last, leaf))
+        other._point(self._layout.init_fin, begun.finished)
+        return other
 
     def result(self, call: Call, emit_port: Port) -> Result | None:
         """What the loop returns; None where it fails or takes no step, which the slower way explains."""

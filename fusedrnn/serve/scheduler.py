@@ -215,7 +215,7 @@ class Scheduler:
             error: Exception | None = None
             if slot in work.wrong:
                 error = _failed(work.wrong[slot])
-            elif steps > left or (steps == left == taken[slot] and not finished[slot] and self.step_limit is not None):
+            elif steps > left or (steps == left and self.step_limit is not None and (slot in launch.failed or not finished[slot])):
                 steps, error = left, StepLimit(left + ticket.steps)  # whatever the launch took: that depends on others
             elif slot in launch.failed:
                 error = RequestFailed("the request looks where there is nothing, such as past the end of its input")

@@ -81,10 +81,10 @@ def expected(request: Say, limit: int | None) -> tuple[list[Any], type[Exception
     said = solo(Say(request.seed, request.most, "nan" if request.spoiled == "nan" else ""))
     if said and request.spoiled in ("emit", "gives up"):
         return [], RequestFailed if request.spoiled == "emit" else Cancelled
-    if limit is not None and len(said) > limit and not (request.spoiled == "jump" and limit > 3):
+    if limit is not None and len(said) > limit and not (request.spoiled == "jump" and limit > 2):
         return said[:limit], StepLimit
-    if request.spoiled == "jump" and len(said) > 3:
-        return said[:3], RequestFailed
+    if request.spoiled == "jump" and len(said) > 2:  # loop_fn looks up in the step that ends a row, too
+        return said[:2], RequestFailed
     return said, None
 
 

@@ -158,7 +158,7 @@ def test_values_of_another_name_dtype_or_length_are_refused() -> None:
         ({"other": torch.zeros(())}, "a request must give gain, length, seed, x; got gain, length, other, seed, x"),
     ]:
         with pytest.raises(ValueError, match=words):
-            slots.checked({**good, **change})
+            slots._rows.checked({**good, **change})
 
 
 def refusal(cell: Any, loop_fn: Any, rows: dict[str, Row]) -> PlanError:
