@@ -12,9 +12,11 @@ import numpy.typing as npt
 import torch
 
 from .. import random
-from ..models.characters import ALPHABET, SPACE, Characters, text, tokens
+from ..models.characters import ALPHABET, SPACE, Characters, tokens
 from .model import Model, SlotLoop, Values
 from .rows import Row
+
+_LETTERS = np.frombuffer(ALPHABET.encode(), np.uint8)  # each is one byte
 
 
 @dataclass(frozen=True)
@@ -121,5 +123,5 @@ class CharactersModel(Model):
         }  # fmt: skip
 
     def emit(self, request: Continuation, values: npt.NDArray[Any]) -> str | None:
-        written = text([token for token in values.tolist() if token >= 0])
+        written = _LETTERS[values[values >= 0]].tobytes().decode()
         return (written.rstrip(" ") if request.one_word else written) or None

@@ -1,13 +1,15 @@
 """Who runs when. In: requests, cancellations and the clock; out: launches over the slots, and each request's chunks.
 
-Nothing here waits or starts a thread. `Scheduler.plan` decides, `Work.run` computes and may do so in another thread, `Scheduler.take_back`
-frees slots, `Scheduler.hand_out` gives requests their chunks, which may wait until the next launch runs. `fusedrnn.serve.Engine` does so.
+Nothing here starts a thread. `Scheduler.plan` decides, `Work.run` computes, `Scheduler.take_back` frees slots, `Scheduler.hand_out` gives
+requests their chunks, or the news that they have ended. The first three may be called in one thread while another one submits, cancels and
+hands out, as `fusedrnn.serve.Engine` does: the next launch waits for no one who reads.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,14 +32,14 @@ Clock = Callable[[], float]
 
 @dataclass
 class _Made:
-    """What a launch made for one request: its row, how many steps it took, and whether that was the end."""
+    """What a launch made for one request: its row, how many steps it took, and whether that was the end. No work: only the end."""
 
     ticket: Ticket
     slot: int
     taken: int
     over: bool
     error: Exception | None
-    work: Work
+    work: Work | None
     at: float
 
 
@@ -67,7 +69,7 @@ class Scheduler:
         step_limit: int | None = None,
         latency: float = 0.004,
         throughput: float = 0.02,
-        steps: int = 64,
+        steps: int = 256,
         backend: str = "auto",
         clock: Clock = time.monotonic,
     ) -> None:
@@ -86,7 +88,8 @@ class Scheduler:
         self._freed: list[int] = []  # slots that are to be told
         self._order = itertools.count()
         self._work: Work | None = None
-        self._made: deque[_Made] = deque()  # by the launch that was taken back last
+        self._made: deque[_Made] = deque()  # by launches that were taken back, and not handed out
+        self._lock = threading.RLock()  # of who waits and runs
         self._service = 0.0  # seconds that a request holds its slot, of late
 
     def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None, told: Callable[[], None] | None = None) -> Ticket:
@@ -115,37 +118,38 @@ class Scheduler:
         except Exception:
             self.metrics.rejected["bad request"] += 1
             raise
-        if self.metrics.waiting >= self.queue + len(self._free):
-            self.metrics.rejected["queue full"] += 1
-            raise QueueFull(self.metrics.waiting, self.retry_after())
-        now = self.clock()
-        ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
-        self._waiting = self._pushed(self._waiting, priority, ticket)
-        if ticket.deadline is not None:
-            self._deadlines = self._pushed(self._deadlines, ticket.deadline, ticket)
-        self.metrics.accepted += 1
-        self.metrics.waiting += 1
+        with self._lock:
+            if self.metrics.waiting >= self.queue + len(self._free):
+                self.metrics.rejected["queue full"] += 1
+                raise QueueFull(self.metrics.waiting, self.retry_after())
+            now = self.clock()
+            ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
+            self._waiting = self._pushed(self._waiting, priority, ticket)
+            if ticket.deadline is not None:
+                self._deadlines = self._pushed(self._deadlines, ticket.deadline, ticket)
+            self.metrics.accepted += 1
+            self.metrics.waiting += 1
         return ticket
 
     def _pushed(self, heap: list[tuple[float, int, Ticket]], key: float, ticket: Ticket) -> list[tuple[float, int, Ticket]]:
         """The heap with a ticket, and without those that have ended where they are most of it."""
         if len(heap) > 2 * (self.metrics.running + self.metrics.waiting) + 64:
-            heap = [entry for entry in heap if not entry[2].done]
+            heap = [entry for entry in heap if not entry[2].over]
             heapq.heapify(heap)
         heapq.heappush(heap, (key, ticket.order, ticket))
         return heap
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request; its slot is free for the next launch. One that has ended stays as it is."""
-        if not ticket.done:
-            self._end(ticket, Cancelled())
+        self._end(ticket, Cancelled())
 
     def end_all(self, error: BaseException | None = None) -> None:
         """End all requests, as cancelled or with an error."""
         self.hand_out()
-        for ticket in [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]:
-            if not ticket.done:
-                self._end(ticket, Cancelled() if error is None else _failed(error))
+        with self._lock:
+            tickets = [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]
+        for ticket in tickets:
+            self._end(ticket, Cancelled() if error is None else _failed(error))
 
     def drain(self) -> None:
         """Take no more requests; those that were accepted are run to their end."""
@@ -154,22 +158,41 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing that was accepted has not ended."""
-        return not self.metrics.waiting and not self.metrics.running and not self._made
+        with self._lock:
+            return not self.metrics.waiting and not self.metrics.running and not self._made
+
+    @property
+    def behind(self) -> int:
+        """How much of what launches made is still to be handed out, in rows."""
+        return len(self._made)
 
     def retry_after(self) -> float:
         """Seconds until there is likely to be room in the queue."""
         return max(self._service / self.metrics.slots, 0.01)
 
     def plan(self) -> Work | None:
-        """The next launch, which has to be taken back before another is planned; None where there is nothing to run and to hand out."""
+        """The next launch, which has to be taken back before another is planned; None where there is nothing to run."""
         if self._work is not None:
             raise RuntimeError("a launch is under way: settle it before the next one is planned")
-        now = self.clock()
-        self._expire(now)
+        with self._lock:
+            now = self.clock()
+            self._expire(now)
+            admitted = self._admitted(now)
+            if not self._running:
+                return None
+            urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
+            steps = self.pace.steps(urgent)
+            freed, self._freed = self._freed, []
+            self._work = Work(self.model, self.slots, freed, dict(self._running), admitted, steps)
+        self._work.began = time.perf_counter()
+        return self._work
+
+    def _admitted(self, now: float) -> list[int]:
+        """The slots that requests have entered now."""
         admitted: list[int] = []
         while self._waiting and self._free:
             ticket = heapq.heappop(self._waiting)[2]
-            if ticket.done:
+            if ticket.over:
                 continue
             slot = ticket.slot = heapq.heappop(self._free)
             self._running[slot] = ticket
@@ -178,15 +201,7 @@ class Scheduler:
             self.metrics.queue_seconds.add(now - ticket.accepted)
             self.metrics.waiting -= 1
             self.metrics.running += 1
-        if not self._running:
-            self.hand_out()
-            return None
-        urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
-        steps = self.pace.steps(urgent)
-        freed, self._freed = self._freed, []
-        self._work = Work(self.model, self.slots, freed, dict(self._running), admitted, steps)
-        self._work.began = time.perf_counter()
-        return self._work
+        return admitted
 
     def settle(self, work: Work) -> None:
         """Take a launch back and hand out what it made."""
@@ -197,18 +212,22 @@ class Scheduler:
         """Free the slots of rows that a launch has ended; the next one can be planned. What it made is still to be handed out."""
         if work is not self._work:
             raise RuntimeError("this launch is not the one that was planned last")
-        self.hand_out()
-        self._work = None
-        if work.error is not None or work.launch is None:
-            for ticket in work.occupants.values():
-                if not ticket.done:
-                    self._end(ticket, _failed(work.error or RuntimeError("the launch was given up")))
-            self._freed = list(range(self.slots.count))
-            return
-        now, launch = self.clock(), work.launch
+        with self._lock:
+            self._work = None
+            now = self.clock()
+            if work.error is not None or work.launch is None:
+                for slot, ticket in work.occupants.items():
+                    if not ticket.over:
+                        self._leave(ticket, _Made(ticket, slot, 0, True, _failed(work.error or RuntimeError("it was given up")), None, now))
+                self._freed = list(range(self.slots.count))
+                return
+            self._take_back(work, work.launch, now)
+        self._note(work, work.launch)
+
+    def _take_back(self, work: Work, launch: Launch, now: float) -> None:
         taken, finished = launch.taken.tolist(), launch.finished.tolist()
         for slot, ticket in work.occupants.items():
-            if ticket.done:  # meanwhile: whoever has the slot now, this row was not theirs
+            if ticket.over:  # meanwhile: whoever has the slot now, this row was not theirs
                 continue
             steps = 0 if slot in work.wrong else taken[slot]
             left = steps if self.step_limit is None else self.step_limit - ticket.steps
@@ -220,14 +239,14 @@ class Scheduler:
             elif slot in launch.failed:
                 error = RequestFailed("the request looks where there is nothing, such as past the end of its input")
             ticket.steps += steps
-            over = finished[slot] or error is not None
-            if over:
-                self._release(ticket)
-            self._made.append(_Made(ticket, slot, steps, over, error, work, now))
-        self._note(work, launch)
+            made = _Made(ticket, slot, steps, finished[slot] or error is not None, error, work, now)
+            if made.over:
+                self._leave(ticket, made)
+            else:
+                self._made.append(made)
 
     def hand_out(self) -> None:
-        """Give requests the chunks of the launch that was taken back last, if that was not done. It may be done while the next one runs."""
+        """Give requests the chunks of launches that were taken back, and tell those that have ended."""
         while self._made:
             one = self._made.popleft()
             if not one.ticket.done:
@@ -237,6 +256,7 @@ class Scheduler:
         """Plan, run and settle one launch here and now; whether there was one."""
         work = self.plan()
         if work is None:
+            self.hand_out()
             return False
         try:
             work.run()
@@ -246,17 +266,15 @@ class Scheduler:
 
     def _hand_out(self, made: _Made) -> None:
         ticket, work, slot, taken = made.ticket, made.work, made.slot, made.taken
-        assert work.launch is not None
         chunks: list[Any] = []
         try:
-            if taken:
+            if taken and work is not None and work.launch is not None:
                 values = self.slots.emit_tree([emit[:taken, slot] for emit in work.launch.emits])
                 chunks.append(self.model.emit(ticket.request, values))
-            if made.over and made.error is None:
+            if made.over and made.error is None and work is not None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
         except Exception as error:
-            if not ticket.done:
-                self._end(ticket, _failed(error))
+            self._end(ticket, _failed(error))
             return
         if ticket.done:  # the model has cancelled it
             return
@@ -272,33 +290,20 @@ class Scheduler:
             ticket.tell()
 
     def _expire(self, now: float) -> None:
-        while self._deadlines and (self._deadlines[0][2].done or self._deadlines[0][0] <= now):
+        while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
             deadline, _, ticket = heapq.heappop(self._deadlines)
-            if not ticket.done:
-                self._end(ticket, DeadlineExceeded(deadline - ticket.accepted, ticket.steps))
+            if not ticket.over:
+                error = DeadlineExceeded(deadline - ticket.accepted, ticket.steps)
+                self._leave(ticket, _Made(ticket, -1, 0, True, error, None, now))
 
-    def _end(self, ticket: Ticket, error: Exception | None) -> None:
-        ticket.done, ticket.error, ticket.ended = True, error, self.clock()
-        metrics = self.metrics
-        if ticket.slot is None:
-            metrics.waiting -= 1
-        else:
-            self._release(ticket)
-        if error is None:
-            metrics.completed += 1
-            metrics.total_seconds.add(ticket.ended - ticket.accepted)
-        elif isinstance(error, Cancelled):
-            metrics.cancelled += 1
-        elif isinstance(error, DeadlineExceeded):
-            metrics.expired += 1
-        else:
-            metrics.failed += 1
-        ticket.tell()
-
-    def _release(self, ticket: Ticket) -> None:
-        """Free its slot, if it still has one."""
+    def _leave(self, ticket: Ticket, made: _Made | None = None) -> None:
+        """A request is over, and has its slot or its place in the queue no more; the news of it are to be handed out."""
+        ticket.over = True
+        if made is not None:
+            self._made.append(made)
         slot = ticket.slot
-        if slot is None or self._running.get(slot) is not ticket:
+        if slot is None:
+            self.metrics.waiting -= 1
             return
         del self._running[slot]
         heapq.heappush(self._free, slot)
@@ -307,6 +312,26 @@ class Scheduler:
         assert ticket.started is not None
         held = self.clock() - ticket.started
         self._service = held if not self._service else 0.9 * self._service + 0.1 * held
+
+    def _end(self, ticket: Ticket, error: Exception | None) -> None:
+        """Tell a request that it has ended, if it was not told."""
+        with self._lock:
+            if ticket.done:
+                return
+            if not ticket.over:
+                self._leave(ticket)
+            ticket.done, ticket.error, ticket.ended = True, error, self.clock()
+            metrics = self.metrics
+            if error is None:
+                metrics.completed += 1
+                metrics.total_seconds.add(ticket.ended - ticket.accepted)
+            elif isinstance(error, Cancelled):
+                metrics.cancelled += 1
+            elif isinstance(error, DeadlineExceeded):
+                metrics.expired += 1
+            else:
+                metrics.failed += 1
+        ticket.tell()
 
     def _note(self, work: Work, launch: Launch) -> None:
         metrics, rows = self.metrics, int(launch.taken.sum())

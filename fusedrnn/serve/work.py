@@ -27,7 +27,8 @@ class Ticket:
         slot: where it runs.
         steps: that its row has taken.
         chunks: that no one has taken yet.
-        done: it has ended; ``error`` says why, None where its row finished.
+        over: it takes no more steps.
+        done: it has ended, and all its chunks are there; ``error`` says why, None where its row finished.
         told: called, if set, whenever there are new chunks or the request has ended.
     """
 
@@ -42,6 +43,7 @@ class Ticket:
     slot: int | None = None
     steps: int = 0
     chunks: deque[Any] = field(default_factory=deque)
+    over: bool = False
     done: bool = False
     error: Exception | None = None
     told: Callable[[], None] | None = None

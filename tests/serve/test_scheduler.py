@@ -135,6 +135,7 @@ class Requests(RuleBasedStateMachine):
     def plan(self) -> None:
         self.work = self.served.plan()
         if self.work is None:
+            self.served.hand_out()
             assert self.served.idle
 
     @precondition(lambda self: self.work is not None)
@@ -157,7 +158,7 @@ class Requests(RuleBasedStateMachine):
         assert work.error is not None
         self.served.hand_out()
         for ticket in work.occupants.values():
-            if not ticket.done:
+            if not ticket.over:
                 self.ends[ticket] = RequestFailed
         self.served.take_back(work)
 
@@ -189,7 +190,7 @@ class Requests(RuleBasedStateMachine):
         served, metrics = self.served, self.served.metrics
         assert sorted([*served._free, *served._running]) == list(range(metrics.slots))
         assert metrics.running == len(served._running)
-        assert metrics.waiting == sum(not ticket.done for _, _, ticket in served._waiting)
+        assert metrics.waiting == sum(not ticket.over for _, _, ticket in served._waiting)
         assert metrics.accepted == len(self.tickets)
         over = metrics.completed + metrics.failed + metrics.cancelled + metrics.expired
         made = sum(one.over and not one.ticket.done for one in served._made)
@@ -299,10 +300,12 @@ def test_a_full_queue_and_a_bad_request_are_refused_at_once() -> None:
         served.submit("hello")
     with pytest.raises(ValueError, match="deadline must be at least 0 seconds, got nan"):
         served.submit(Say(3), deadline=float("nan"))
+    with pytest.raises(TypeError, match="priority must be an int, got 'high'"):
+        served.submit(Say(3), priority="high")  # type: ignore[arg-type]
     served.drain()
     with pytest.raises(Draining, match="takes no new requests"):
         served.submit(Say(3))
-    assert served.metrics.rejected == {"queue full": 1, "bad request": 2, "draining": 1}
+    assert served.metrics.rejected == {"queue full": 1, "bad request": 3, "draining": 1}
     while served.step():
         pass
     assert served.metrics.completed == 3
@@ -372,3 +375,46 @@ def test_a_launch_has_to_be_settled_before_the_next() -> None:
     assert work is not None
     work.run()
     served.settle(work)
+
+
+def test_a_listener_that_fails_keeps_no_news_from_others(caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> None:
+        raise OSError("gone")
+
+    served = scheduler(2)
+    tickets = [served.submit(Say(seed, 5), told=told) for seed in (1, 2)]
+    assert ended(served, *tickets) == [solo(Say(seed, 5)) for seed in (1, 2)]
+    assert "a listener of a request failed" in caplog.text
+
+
+def test_the_step_limit_and_a_fault_are_the_same_for_any_launches() -> None:
+    long = next(seed for seed in range(40) if len(solo(Say(seed, 9))) == 9)
+    for steps in (1, 3, 8):
+        for limit, spoiled, kind, count in (
+            (2, "", StepLimit, 2),
+            (7, "jump", RequestFailed, 2),
+            (2, "jump", StepLimit, 2),
+            (9, "", None, 9),
+        ):
+            served = scheduler(2, step_limit=limit, steps=steps)
+            served.pace.step = 1e-9  # as many steps as there may be
+            ticket = served.submit(Say(long, 9, spoiled))
+            (made,) = ended(served, ticket)
+            assert type(ticket.error) is (kind or type(None))
+            assert made == solo(Say(long, 9))[:count]
+            assert ticket.steps == count
+
+
+def test_what_finished_in_time_is_not_late_where_it_is_handed_out_late() -> None:
+    served = scheduler(2, steps=8)
+    ticket = served.submit(Say(1, 5), deadline=1.0)
+    while not ticket.over:
+        work = served.plan()
+        assert work is not None
+        work.run()
+        served.take_back(work)
+    served.clock.now += 5  # type: ignore[attr-defined]
+    assert served.plan() is None
+    served.hand_out()
+    assert ticket.error is None
+    assert [piece for chunk in ticket.chunks for piece in chunk] == solo(Say(1, 5))

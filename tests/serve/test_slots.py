@@ -155,6 +155,9 @@ def test_values_of_another_name_dtype_or_length_are_refused() -> None:
     for change, words in [
         ({"x": torch.zeros(12, 8)}, r"x must have shape \[11, 8\] or fewer in the first dimension, got \[12, 8\]"),
         ({"length": torch.tensor(3.0)}, "length must be torch.int64, got torch.float32"),
+        ({"length": 3.0}, "length must be torch.int64, got a float"),
+        ({"length": 2**63}, "length must be torch.int64, which does not hold 9223372036854775808"),
+        ({"x": 3}, "x must be torch.float32, got torch.int64"),
         ({"other": torch.zeros(())}, "a request must give gain, length, seed, x; got gain, length, other, seed, x"),
     ]:
         with pytest.raises(ValueError, match=words):
@@ -236,3 +239,14 @@ def test_a_backend_that_is_none_is_refused() -> None:
     loop = Sayer().loop(5)
     with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'persistent', got 'stepwise'"):
         Slots(loop.cell, loop.loop_fn, loop.rows, backend="stepwise")
+
+
+def test_weights_that_change_between_launches_are_seen() -> None:
+    model = Sayer()
+    slots = slots_of(model, 3)
+    run(slots, model, 0, Say(4))
+    with torch.no_grad():
+        model.project.bias.add_(torch.linspace(-2, 2, VOCABULARY))
+    changed, _ = run(slots, model, 1, Say(4))
+    fresh, _ = run(slots_of(model, 3), model, 1, Say(4))
+    assert same_bits(changed, fresh)
