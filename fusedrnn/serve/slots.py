@@ -26,7 +26,7 @@ from ..executors.prologue import version
 from ..frames import Frame
 from ..optimise.hoist import tokens
 from .program import PRODUCTS, Staggered, for_kernel, staggered
-from .rows import Row, Rows, Value
+from .rows import Row, Rows, Value, array_of
 
 
 @dataclass
@@ -101,6 +101,8 @@ class Slots:
         device = self._begun.device
         self.state = [torch.zeros(self.count, *(leaf.shape or ())[1:], dtype=leaf.dtype, device=device) for leaf in leaves]
         self.finished = torch.ones(self.count, dtype=torch.bool)
+        self._one = torch.ones((), dtype=torch.int32, device=device)
+        self._spare: list[torch.Tensor] | None = None  # memory of a state that is no more
 
     def _prepare(self, frame: Frame, backend: str) -> None:
         begun = contract.start(self._call, frame)
@@ -188,8 +190,7 @@ class Slots:
 
     def free(self, slots: Sequence[int]) -> None:
         """Let go of rows."""
-        if slots:
-            self.finished[torch.tensor(slots)] = True
+        self.finished.numpy()[list(slots)] = True
 
     def _clear(self, slots: Sequence[int]) -> None:
         self._rows.clear(slots)
@@ -210,17 +211,22 @@ class Slots:
         if started is None:
             return False
         begun, first_tokens = started
-        index = torch.tensor(slots, device=begun.device)
+        here = list(slots)
         for leaf, source in zip(self.state, self._staggered.leaves, strict=True):
-            made = self._at_start(source, begun, first_tokens)
+            made, to = self._at_start(source, begun, first_tokens), array_of(leaf)
+            if to is not None:
+                array = made.detach().numpy()
+                to[here] = array if array.ndim < to.ndim else array[here]
+                continue
+            index = torch.tensor(here, device=begun.device)
             rows = made.expand(len(slots), *leaf.shape[1:]) if made.ndim < leaf.ndim else made.index_select(0, index)
             leaf.index_copy_(0, index, rows)
-        self.finished.index_copy_(0, torch.tensor(slots), begun.finished.index_select(0, index).cpu())
+        self.finished.numpy()[here] = begun.finished.cpu().numpy()[here]
         return True
 
     def _at_start(self, source: Source, begun: Start, first_tokens: Mapping[int, torch.Tensor]) -> torch.Tensor:
         if source.kind == "time":
-            return torch.ones((), dtype=torch.int32, device=begun.device)
+            return self._one
         if source.kind == "token":
             return first_tokens[source.place]
         trees_of = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
@@ -230,13 +236,15 @@ class Slots:
     @torch.no_grad()
     def launch(self, steps: int) -> Launch:
         """At most so many steps of every row that has not finished."""
-        made = self._launch(self.finished, steps)
+        before = self.state
+        made = self._launch(self.finished, steps, self._spare)
+        self._spare = None if self.state is before else before
         if made.failed:
             self.free(sorted(made.failed))
         return made
 
-    def _launch(self, finished: torch.Tensor, steps: int) -> Launch:
-        ended = self._run(finished, steps)
+    def _launch(self, finished: torch.Tensor, steps: int, into: list[torch.Tensor] | None = None) -> Launch:
+        ended = self._run(finished, steps, into)
         if ended is not None:
             self.state, self.finished = ended.leaves["state"], ended.finished.cpu()
             emits = [_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))]
@@ -291,7 +299,8 @@ class Slots:
             whole.failed |= launch.failed
         return whole
 
-    def _run(self, finished: torch.Tensor, steps: int) -> End | None:
+    def _run(self, finished: torch.Tensor, steps: int, into: list[torch.Tensor] | None = None) -> End | None:
+        """``into``: memory for the state that the steps leave."""
         begun = copy(self._begun)
         begun.finished, begun.state = finished.to(begun.device), self.state
         versions = [version(tensor) for tensor in self._weights]
@@ -304,7 +313,7 @@ class Slots:
             if isinstance(bound, Bound) and not bound.copies:
                 self._bound[steps] = bound
         else:
-            bound = bound.beginning(begun)
+            bound = bound.beginning(begun, into)
         made: End | None = bound.run()
         return made
 

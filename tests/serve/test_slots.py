@@ -250,3 +250,28 @@ def test_weights_that_change_between_launches_are_seen() -> None:
     changed, _ = run(slots, model, 1, Say(4))
     fresh, _ = run(slots_of(model, 3), model, 1, Say(4))
     assert same_bits(changed, fresh)
+
+
+def test_a_row_that_fails_at_its_first_step_leaves_the_others_as_they_were() -> None:
+    model = Sayer()
+    slots = slots_of(model, 4)
+    long = next(seed for seed in range(40) if len(run(slots, model, 0, Say(seed, 9))[0][0]) == 9)
+    want, _ = run(slots, model, 1, Say(4, 9))
+    for _ in range(3):
+        assert slots.admit({0: values(model, Say(long, 9, "jump"))}) == {}
+        assert slots.launch(2).taken[0] == 2
+        assert slots.launch(2).failed == {0}  # alone, at the first step of a launch
+        again, _ = run(slots, model, 1, Say(4, 9), steps=2)
+        assert same_bits(again, want)
+
+
+def test_values_may_be_tensors_that_want_gradients_arrays_or_numbers() -> None:
+    model = Sayer()
+    slots = slots_of(model, 3)
+    want, _ = run(slots, model, 0, Say(4))
+    given = values(model, Say(4))
+    changed = {**given, "state": given["state"].clone().requires_grad_(), "most": 9, "start": given["start"].numpy()}
+    assert slots.admit({1: changed, 2: given}) == {}
+    launch = slots.launch(200)
+    for slot in (1, 2):
+        assert same_bits([emit[: launch.taken[slot], slot] for emit in launch.emits], want)
