@@ -91,7 +91,7 @@ def circumstances() -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            **{name: version for name in ("jax", "onnxruntime") if (version := _version(name)) is not None},
+            **{name: version for name in ("jax", "onnxruntime", "litserve") if (version := _version(name)) is not None},
         },
     }
 

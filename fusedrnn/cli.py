@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ._version import __version__
 from .arguments import count
 from .errors import CommandError, PlanError
+from .serving import add_parser as add_serve
 from .training.command import add_parser as add_train
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--graph", choices=_STAGES, metavar="STAGE", help=f"the graph of a step instead: {', '.join(_STAGES)}")
     explain.set_defaults(run=explain_command)
     add_train(commands)
+    add_serve(commands)
     return parser
 
 

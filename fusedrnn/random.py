@@ -29,7 +29,7 @@ def philox(key: torch.Tensor, c0: torch.Tensor, c1: int | torch.Tensor, c2: int,
     Args:
         key: int64, the 64-bit key; broadcasts with ``c0``.
         c0: int64 in [0, 2^32), the first counter word.
-        c1, c2, c3: the other counter words, in [0, 2^32); c1 also as a 0-d int64 tensor on key's device.
+        c1, c2, c3: the other counter words, in [0, 2^32); c1 also as an int64 tensor on key's device that broadcasts with ``c0``.
 
     Returns:
         int64 in [0, 2^32), of the broadcast shape.
@@ -62,6 +62,14 @@ def row_seeds(seed: int | torch.Tensor, batch_size: int, device: torch.device | 
     z = (z ^ ((z >> 30) & (2**34 - 1))) * signed(0xBF58476D1CE4E5B9)
     z = (z ^ ((z >> 27) & (2**37 - 1))) * signed(0x94D049BB133111EB)
     return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def row_seed(seed: int, row: int = 0) -> int:
+    """The seed of one row, as `row_seeds` gives it, as a Python number."""
+    z = (seed + row) * 0x9E3779B97F4A7C15 & 2**64 - 1
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & 2**64 - 1
+    return signed(z ^ z >> 31)
 
 
 def signed(word: int) -> int:

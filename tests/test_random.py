@@ -142,3 +142,8 @@ def test_every_step_false_repeats_a_draw():
 def test_row_seed_is_checked():
     with pytest.raises(ValueError, match=r"row_seed must be int64 \[B\], got torch.int32"):
         random.uniform((), torch.zeros(2, dtype=torch.int32))
+
+
+def test_the_seed_of_one_row_is_that_of_all_rows():
+    for seed in (0, 1, -3, 2**63 - 1, -(2**63), 12345678901234567890):
+        assert [random.row_seed(seed, row) for row in range(4)] == random.row_seeds(seed, 4).tolist()

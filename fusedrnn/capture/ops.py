@@ -39,9 +39,10 @@ def _unread(gradient: torch.Tensor, x: torch.Tensor, index: torch.Tensor, dim: i
 
 
 def _draw(row_seed: torch.Tensor, columns: int, time: torch.Tensor, site: int, lineage: int) -> torch.Tensor:
-    """``[B, columns]`` int64 in [0, 2^32): the words of `fusedrnn.random.philox` at this time and call site."""
+    """``[B, columns]`` int64 in [0, 2^32): the words of `fusedrnn.random.philox` at this time, or each row's, and call site."""
     column = torch.arange(columns, dtype=torch.int64, device=row_seed.device)
-    return philox(row_seed[:, None], column, int(time) & 0xFFFFFFFF, site, lineage)
+    word = time.to(torch.int64)[:, None] if time.ndim else int(time)
+    return philox(row_seed[:, None], column, word & 0xFFFFFFFF, site, lineage)
 
 
 def _fake_read(x: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:

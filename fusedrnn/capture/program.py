@@ -18,7 +18,8 @@ class Source(NamedTuple):
     Attributes:
         kind: "time" (0-d int32, of the loop_fn call), "finished" (``[B]`` bool, before the step), "inputs", "state", "loop_state" (a leaf
             of that tree), "state array", "loop_state array" (the elements of a TensorArray leaf, stacked), "seed" (0-d int64, of the
-            loop) or "tensor" (closed over). `fusedrnn.optimise.hoist` adds "initial inputs", "token" and "initial token",
+            loop), "tensor" (closed over) or "slot" (closed over, with a batch dimension, and not to be looked at before the loop).
+            `fusedrnn.optimise.hoist` adds "initial inputs", "token" and "initial token",
             `fusedrnn.optimise.wavefront` "last", "over", "ended" and "delayed".
         place: of the leaf in its tree, or of the tensor among the closed-over ones.
     """
@@ -68,6 +69,7 @@ class Program:
         has_strangers: it holds values of tensors that a walk does not find: it is good for this call only.
         fixed_at: ``file:line`` of the user's code that holds for one batch size only; None where none does.
         symbols: where to find the other symbols of the graph's sizes: the place of a closed-over tensor and its dimension.
+        apart: each row is made on its own to the bit: no work of rows is moved out of the loop, where torch's products would do it.
         before: of a program whose inputs are looked up already (`fusedrnn.optimise.hoist`): what it was, and what that moved.
     """
 
@@ -85,6 +87,7 @@ class Program:
     symbols: dict[str, tuple[int, int]]
     has_strangers: bool
     fixed_at: str | None = None
+    apart: bool = False
     before: tuple[Program, Any] | None = None
     plans: dict[str, Any] = field(default_factory=dict)  # what executors have made of it, by their names
 
@@ -95,7 +98,7 @@ class Program:
     @property
     def tensors(self) -> list[int]:
         """Which of the closed-over tensors the graph reads, in the order of its placeholders."""
-        return [source.place for source in self.sources if source.kind == "tensor"]
+        return [source.place for source in self.sources if source.kind in ("tensor", "slot")]
 
     def emits(self, batch: int) -> Port:
         """The emit's port for a batch size."""

@@ -121,7 +121,7 @@ class Prologue:
         self.direct = [
             (entry, self._source_of[node].place)
             for node, entry in entries.items()
-            if node in self._source_of and self._source_of[node].kind == "tensor"
+            if node in self._source_of and self._source_of[node].kind in ("tensor", "slot")
         ]
         direct = {entry for entry, _ in self.direct}
         self._entries = {

@@ -80,7 +80,7 @@ def optimised(
         drop_masks(program, module.graph)
         locality, mixes = located(program, module.graph, batch, fixed, together)
     sunk = Sunk()
-    if retires and locality is not None:
+    if retires and locality is not None and not program.apart:
         targets, sunk = sink(program, module, locality)
         program = replace(program, targets=tuple(targets))
         locality, mixes = located(program, module.graph, batch, fixed, together)

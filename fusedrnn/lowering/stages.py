@@ -85,6 +85,8 @@ def stages(program: Program, graph: Graph, of_rows: Callable[[Node], bool]) -> S
             kind = next(sources).kind
             if kind in INVARIANT:
                 found.invariant.add(node)
+            elif kind == "slot":
+                found.phase_of[node] = 0
             else:
                 if kind == "time":
                     timed.add(node)
@@ -170,6 +172,8 @@ def _before(graph: Graph, found: Stages) -> list[Node]:
     for node in graph.nodes:
         if node in found.invariant:
             continue
+        if node.op == "placeholder" and node not in found.carried:
+            needed[node] = None
         for operand in pytree.tree_leaves(node.args[0]) if node.op == "output" else node.all_input_nodes:
             if isinstance(operand, Node) and operand in found.invariant and only_weights.get(node) is not operand:
                 need(operand)

@@ -55,6 +55,20 @@ def hoist(program: Program, *, differentiable: bool = False) -> tuple[Program, M
     return changed, work.moved
 
 
+def tokens(program: Program) -> tuple[Program, Moved]:
+    """The program, a copy, with the token carried in the place of an input that is an embedding's row. What else is known before a step
+    stays in the step, where the step of one row is not the step of another."""
+    graph = copied(program.module.graph)
+    work = _Work(program, graph, False)
+    work.inputs_from_tokens()
+    work.products_of_rows()
+    graph.eliminate_dead_code()
+    graph.lint()
+    module = torch.fx.GraphModule(program.module, graph)
+    changed = dataclasses.replace(program, module=module, sources=tuple(work.sources), targets=tuple(work.targets), plans={})
+    return changed, work.moved
+
+
 class _Work:
     def __init__(self, program: Program, graph: Graph, differentiable: bool) -> None:
         self.program, self.graph, self.differentiable = program, graph, differentiable

@@ -121,7 +121,7 @@ class Locality:
         places = [place for place, size in enumerate(shape(node)) if size == self.batch]
         if any(self.batch in size.free_symbols for size in shape(node)) and len(places) != 1:
             raise Mixes(node, "has a size that depends on the batch size")
-        if places and node.target not in _FILLS and any(operand in self.rows for operand in node.all_input_nodes):
+        if places and node.target not in FILLS and any(operand in self.rows for operand in node.all_input_nodes):
             raise Mixes(node, "is not known to keep rows apart")
         return Rows(places[0]) if places else None
 
@@ -442,7 +442,7 @@ FOLDS = {
     aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.amax.default, aten.max.default, aten.amin.default,
     aten.min.default, aten.any.default, aten.any.dim, aten.any.dims, aten.all.default, aten.all.dim, aten.all.dims,
 }  # fmt: skip
-_FILLS = {
+FILLS = {
     aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.scalar_tensor.default,
     aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.new_zeros.default, aten.new_full.default,
     aten.new_ones.default,
