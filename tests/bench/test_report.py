@@ -26,7 +26,7 @@ def test_readme_is_what_the_results_say():
 
 def result(path, *ratios):
     """A file of another machine."""
-    shape = {"layers": 1, "H": 512, "V": 1000, "B": 1, "T": 32}
+    shape = {"layers": 1, "H": 512, "V": 1000, "B": 1, "T": 32, "dtype": "float32"}
     row = {"case": "decode", "shape": shape, "peer": "eager loop", "unit": "tokens/s", "count": 32, "ratio": ratios[1], "ratios": ratios}
     machine = {"cpu": "Another CPU", "cpus": 4, "threads": 4, "load": [0.5, 0, 0]}
     about = {"machine": machine, "load_after": [1, 0, 0], "versions": {"torch": "2.14"}, "date": "2027-01-01", "commit": "0123456789"}
@@ -41,7 +41,7 @@ def test_another_result_is_printed_and_readme_stays(tmp_path, capsys):
     assert report.run(argparse.Namespace(check=False, readme=report._README, results=path, beside=False)) == 0
     said = capsys.readouterr().out
     assert "decode\n\n| | fusedrnn tokens/s | eager loop |\n" in said
-    assert "| layers=1 H=512 V=1000 B=1 T=32 | 3,200 | 2.00 (1.50 to 2.50) |" in said
+    assert "| layers=1 H=512 V=1000 B=1 T=32 float32 | 3,200 | 2.00 (1.50 to 2.50) |" in said
     assert "`python -m bench cpu --only decode`: other.json</sub>" in said
     assert "g2p is left out: " in said
     assert report._README.read_text() == before
@@ -49,7 +49,7 @@ def test_another_result_is_printed_and_readme_stays(tmp_path, capsys):
 
 
 def test_ratios_stand_beside_the_recorded_ones(tmp_path, capsys):
-    (recorded,) = [one for what, one, _ in tables.beside(tables.CPU) if what == "decode layers=1 H=512 V=1000 B=1 T=32 eager loop"]
+    (recorded,) = [one for what, one, _ in tables.beside(tables.CPU) if what == "decode layers=1 H=512 V=1000 B=1 T=32 float32 eager loop"]
     most = max(recorded["ratios"])
     for ratios, said in (((most, most + 1, most + 2), "1 of 1 spreads overlap"), ((most + 1,) * 3, "0 of 1 spreads overlap")):
         path = result(tmp_path / f"{ratios[0]}.json", *ratios)
