@@ -95,7 +95,7 @@ def pairs(found: Found, *parts: str) -> list[Pair]:
 
 
 def _pair(row: Row, found: Found) -> list[Pair]:
-    shape = {name: row[name] for name in _SHAPE if name in row}
+    shape = shape_of(row)
     mine = row
     if row["part"] == "decode":  # a row for each who decodes
         key = _identity(row | {"who": "persistent"})
@@ -112,6 +112,11 @@ def _pair(row: Row, found: Found) -> list[Pair]:
     tokens = (mine["tokens_per_second"], row["tokens_per_second"])
     shape["weights"] = f"{mine['weights'].split(':')[0]} weights"
     return [Pair("decode", shape, row["who"], ours, theirs, row["ratio"], bound, tokens, row)]
+
+
+def shape_of(row: Row) -> Row:
+    """What a row was measured at."""
+    return {name: row[name] for name in _SHAPE if name in row}
 
 
 def case_of(row: Row) -> str:

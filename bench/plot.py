@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,11 @@ def timeline() -> Any:
 def timeline_of(found: Sequence[Row], label: str, fused: str = _LOOP) -> Any:
     """A bar for each who decodes. ``fused`` is what fusedrnn's own operator is called; the longest of the others have colours."""
     figure, (axis,) = figure_of(height=0.7 + 0.6 * len(found))
-    names = list(dict.fromkeys(name for row in found for name, _, took in row["operators"] if took > 8 and name != fused))
+    taken: Counter[str] = Counter()
+    for row in found:
+        for name, _, took in row["operators"]:
+            taken[name] += took * (name != fused)
+    names = [name for name, _ in taken.most_common(len(_OTHERS))]
     for place, row in enumerate(reversed(found)):
         axis.barh(place, row["us"], height=0.62, color=GREY, alpha=0.22)
         for name, start, took in row["operators"]:
@@ -205,7 +210,7 @@ def timeline_of(found: Sequence[Row], label: str, fused: str = _LOOP) -> Any:
     shape = found[0]["shape"]
     axis.set_title(f"one greedy decode of {shape['T']} tokens, LSTM H = {shape['H']}, V = {shape['V']:,}, B = {shape['B']}", fontsize=9)
     handles, labels = axis.get_legend_handles_labels()
-    shown = {label: handle for handle, label in zip(handles, labels, strict=True) if label == fused or f"aten::{label}" in names}
+    shown = {label: handle for handle, label in zip(handles, labels, strict=True) if label == fused or {label, f"aten::{label}"} & {*names}}
     figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=6)
     figure.tight_layout()
     return figure

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .floor_gpu import Row
-from .gpu_rows import Found, Pair, pairs, read
-from .plot import GREY, figure_of, legend, lines, peers_of
+from .gpu_rows import Found, Pair, pairs, read, shape_of
+from .parts.timeline import FUSED
+from .plot import GREY, figure_of, legend, lines, peers_of, timeline_of
 from .tables_gpu import OURS
 
 _MOST = 4  # batch sizes that are drawn beside one another
@@ -110,4 +111,20 @@ def batch(found: Found) -> Any:
     return figure
 
 
-_PLOTS: dict[str, Callable[[Found], Any]] = {"gpu-hidden": hidden, "gpu-batch": batch}
+def timeline(found: Found) -> Any:
+    """When which kernels run in one decode."""
+    rows = [row | {"shape": shape_of(row)} for row in found.rows if row["part"] == "timeline" and "operators" in row]
+    if not rows:
+        raise LookupError("there is no timeline")
+    shape = rows[0]["shape"]
+    rows = [row | {"who": f"{row['who']}, {_launches(row)}"} for row in rows if row["shape"] == shape]
+    label = "microseconds, profiled on the CPU" if found.emulated else "microseconds, profiled; grey is an idle GPU"
+    return timeline_of(rows, label, FUSED)
+
+
+def _launches(row: Row) -> str:
+    what = "operator" if row.get("emulated") else "launch"
+    return f"{row['launches']} {what}{'' if row['launches'] == 1 else 'es' if what == 'launch' else 's'}"
+
+
+_PLOTS: dict[str, Callable[[Found], Any]] = {"gpu-hidden": hidden, "gpu-batch": batch, "gpu-timeline": timeline}

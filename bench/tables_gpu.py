@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .case import text
 from .floor_gpu import Row
-from .gpu_rows import Found, Pair, case_of, pairs, read
+from .gpu_rows import Found, Pair, case_of, pairs, read, shape_of
 from .tables import number, table
 
 OURS = ("stepwise", "reference")  # fusedrnn's other backends, which are peers of a decode too
@@ -31,6 +32,7 @@ def markdown(path: Path) -> str:
         "Constants": constants(found),
         "Sequences": sequences(found),
         "Greedy decoding": decode(found),
+        "One decode, profiled": timeline(found),
         "What fusedrnn loses": losses(found),
         "What has no figure": missing(found),
     }
@@ -127,6 +129,17 @@ def decode(found: Found) -> str:
         "floor us/step",
         "distances",
     ]
+    return table(head, body) if body else ""
+
+
+def timeline(found: Found) -> str:
+    """Launches and microseconds from the first to the end of the last, of who decodes."""
+    chosen = [row for row in found.rows if row["part"] == "timeline" and "operators" in row]
+    body = [
+        [text(shape_of(row)), row["who"], f"{row['launches']}", _us(sum(took for _, _, took in row["operators"])), _us(row["us"])]
+        for row in chosen
+    ]
+    head = ["", "", "operators on the CPU" if found.emulated else "kernels and copies", "us in them", "us in all"]
     return table(head, body) if body else ""
 
 

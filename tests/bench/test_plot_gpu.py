@@ -20,7 +20,9 @@ def test_plots_are_drawn_small_and_transparent(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
     peers = [read_row("peers", "eager loop", H=size) for size in (128, 512)]
-    path = written(tmp_path / "gpu.jsonl", MACHINE, *MEASURED[1:], *GRID, *peers, *decode_rows(1), *decode_rows(64))
+    decode = {"part": "timeline", "model": "lstm", "H": 512, "V": 1000, "B": 1, "T": 8, "dtype": "bfloat16", "who": "fusedrnn", "us": 9.0}
+    decode |= {"operators": [["gemm", 0.0, 9.0]], "launches": 1}
+    path = written(tmp_path / "gpu.jsonl", MACHINE, *MEASURED[1:], *GRID, *peers, *decode_rows(1), *decode_rows(64), decode)
     assert drawn(path) == 0
     assert "left out" not in capsys.readouterr().out
     for name in plot_gpu.plots(path):

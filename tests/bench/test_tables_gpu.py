@@ -86,6 +86,13 @@ def test_every_table_of_a_device(tmp_path):
     assert "mulated" not in tables_gpu.markdown(tmp_path / "gpu.jsonl").lower()
 
 
+def test_the_timeline_in_numbers(tmp_path):
+    case = {"part": "timeline", "model": "lstm", "H": 512, "V": 1000, "B": 1, "T": 8, "dtype": "bfloat16", "who": "eager loop"}
+    row = case | {"us": 30.0, "operators": [["gemm", 0.0, 4.0], ["sum", 28.0, 2.0]], "launches": 2}
+    found = sections(written(tmp_path / "gpu.jsonl", MACHINE, row))["One decode, profiled"]
+    assert found.splitlines()[2] == "| lstm H=512 V=1000 B=1 T=8 bfloat16 | eager loop | 2 | 6.00 | 30.00 |"
+
+
 def test_what_is_wrong_comes_first(tmp_path):
     wrong = {"part": "correctness", "cell": "gru", "H": 16, "faults": ["two runs differ in their bits"]}
     crashed = {"part": "correctness", "cell": "lstm", "H": 16, "error": "the process crashed: SIGSEGV"}
