@@ -97,7 +97,8 @@ def constants(found: Found) -> str:
         name, field, unit = units[row["what"]]
         value = row[field]
         said = "not resolved" if value is None else f"{_us(value) if unit == 'us' else f'{value:,}'} {unit}"
-        body.append([name, said + (f" (by the {row['by']})" if "by" in row else "")])
+        part = f", {row['of_clock']:.0%} of 128 bytes a cycle and multiprocessor at {row['megahertz']:.0f} MHz" if "of_clock" in row else ""
+        body.append([name, said + part])
     return table(["", ""], body) if body else ""
 
 
