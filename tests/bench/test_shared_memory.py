@@ -15,11 +15,12 @@ from bench.parts import shared_memory
 
 # A process of its own: this one interprets Triton.
 _COMPILE = """
-import sys
-from bench.parts.shared_memory import WARPS, banks
-from fusedrnn.kernels.gpu.compiled import _TOOLS, compile_kernel
 import subprocess
 import tempfile
+
+from bench.parts.shared_memory import WARPS, banks
+from fusedrnn.kernels.gpu.compiled import _TOOLS, compile_kernel
+
 made = compile_kernel(banks, {"into": "*i32:16", "steps": "i32", "limit": "i32"}, {"ASM": True, "PREC": "tf32"}, 90, warps=WARPS, stages=1)
 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
     file.write(made.binary.asm["cubin"])
