@@ -71,18 +71,23 @@ def wrong(found: Found) -> str:
 
 
 def correctness(found: Found) -> str:
-    """Largest error beside what is allowed."""
+    """Largest error beside what is allowed, and what the GPU tests said."""
     chosen = [row for row in found.rows if row["part"] == "correctness" and "largest_error" in row]
     alone = {True: "yes", False: "no"}
     body = [[case_of(row), f"{row['largest_error']:.2g}", f"{row['allowed']:.2g}", alone[row["alone_equal"]]] for row in chosen]
-    return table(["", "largest error", "allowed", "a row alone has the same bits"], body) if body else ""
+    made = [table(["", "largest error", "allowed", "a row alone has the same bits"], body)] if body else []
+    said = [f"`{row['command']}`: {row['said']}" for row in found.rows if row["part"] == "tests" and "said" in row]
+    return "\n\n".join(made + said)
 
 
 def barrier(found: Found) -> str:
-    """Microseconds of a meeting of some programs, by how many groups meet at once."""
+    """Microseconds of a meeting of some programs, by how many groups meet at once, and launches without a hang."""
     chosen = [row for row in found.rows if row["part"] == "barrier" and "us" in row]
     body = [[f"{row['programs']}", f"{row['groups']}", _us(row["us"])] for row in sorted(chosen, key=_size)]
-    return table(["programs", "groups", "us a barrier"], body) if body else ""
+    made = [table(["programs", "groups", "us a barrier"], body)] if body else []
+    launched = [row for row in found.rows if row["part"] == "barrier" and "launches" in row and row.get("faults") == []]
+    said = [f"{row['launches']:,} launches of {row['programs']} programs and {row['steps']} barriers: none hung." for row in launched]
+    return "\n\n".join(made + said)
 
 
 def constants(found: Found) -> str:

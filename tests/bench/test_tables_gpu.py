@@ -86,6 +86,17 @@ def test_every_table_of_a_device(tmp_path):
     assert "mulated" not in tables_gpu.markdown(tmp_path / "gpu.jsonl").lower()
 
 
+def test_launches_and_gpu_tests_are_told(tmp_path):
+    launches = {"part": "barrier", "launches": 10_000, "steps": 16, "programs": 132, "faults": []}
+    tests = {"part": "tests", "command": "pytest -m gpu", "said": "12 passed in 9 s", "faults": []}
+    found = sections(written(tmp_path / "gpu.jsonl", MACHINE, launches, tests))
+    assert found["Barrier"].startswith("10,000 launches of 132 programs and 16 barriers: none hung.")
+    assert found["Correctness"].startswith("`pytest -m gpu`: 12 passed in 9 s")
+    hung = sections(written(tmp_path / "gpu.jsonl", MACHINE, launches | {"faults": ["1 launches had a program that waited in vain"]}))
+    assert "Barrier" not in hung
+    assert "waited in vain" in hung["What is wrong"]
+
+
 def test_the_timeline_in_numbers(tmp_path):
     case = {"part": "timeline", "model": "lstm", "H": 512, "V": 1000, "B": 1, "T": 8, "dtype": "bfloat16", "who": "eager loop"}
     row = case | {"us": 30.0, "operators": [["gemm", 0.0, 4.0], ["sum", 28.0, 2.0]], "launches": 2}
