@@ -11,8 +11,8 @@ and nothing but the last line where P is 1. The floor is the least over all P, b
 term: it knows no plan, so that fusedrnn and peers have one and the same. Products of inputs, sigmoids, weights that do not fit on-chip and
 launches are not counted. A kernel that meets within a cluster of thread blocks, not through the level-2 cache, may go below.
 
-Barriers, level-2 cache and tensor cores are measured (`bench.parts.barrier`, `bench.parts.constants`); shared memory has 32 banks of four
-bytes a cycle (CUDA C++ Programming Guide, "Shared Memory") at the highest clock. No GPU has measured the constants yet.
+Barriers, level-2 cache, shared memory and tensor cores are measured (`bench.parts.barrier`, `bench.parts.constants`). No GPU has measured
+the constants yet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _PARTS = ("sequence", "tables", "peers", "decode")
 
 def constants(rows: Sequence[Row]) -> Row | None:
     """What a device can do at best; None where a part has not measured it."""
-    what = {row["what"]: row for row in rows if row["part"] == "constants" and "error" not in row}
+    what = {
+        row["what"]: row for row in rows if row["part"] == "constants" and "error" not in row and row.get("bytes_per_us", 1) is not None
+    }
     barriers = {row["programs"]: row["us"] for row in rows if row["part"] == "barrier" and "us" in row and row.get("groups", 1) == 1}
     sms = next((row["device"]["sms"] for row in rows if row["part"] == "machine" and "device" in row), None)
     if not ({"l2", "latency", "products", "shared"} <= what.keys() and barriers and sms):

@@ -2,6 +2,7 @@
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each a line of its own; `bench.tables.TABLES` has the names.
 With ``--results FILE`` README stays as it is: what another machine measured is printed, as the same tables or beside the recorded ratios.
+With ``--gpu FILE.jsonl`` it stays too, and what `bench gpu` wrote is printed as tables of its own (`bench.tables_gpu`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import tables
+from . import tables, tables_gpu
 from .tables import TABLES
 
 _README = Path(__file__).parents[1] / "README.md"
@@ -25,10 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--readme", type=Path, default=_README, metavar="FILE", help="default: README.md")
     parser.add_argument("--results", type=Path, metavar="FILE", help="print the tables of what `bench cpu --json FILE` wrote; README stays")
     parser.add_argument("--beside", action="store_true", help="with --results: its ratios beside the recorded ones, and if spreads overlap")
+    parser.add_argument("--gpu", type=Path, metavar="FILE.jsonl", help="print the tables of what `bench gpu` wrote; README stays")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the tables, or say where README differs (1); 2 where a marker names no table, or is not closed."""
+    if args.gpu:
+        if args.check or args.results or args.beside:
+            print("bench report: --gpu FILE.jsonl goes alone: without --check, --results, --beside", file=sys.stderr)
+            return 2
+        try:
+            print(tables_gpu.markdown(args.gpu), end="")
+        except LookupError as error:
+            print(f"bench report: {error}", file=sys.stderr)
+            return 2
+        return 0
     if args.beside and not args.results:
         print("bench report: --beside needs --results FILE", file=sys.stderr)
         return 2

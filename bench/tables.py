@@ -144,9 +144,28 @@ def ties() -> str:
 
 
 def losses() -> str:
-    """Every shape and peer where fusedrnn is slower."""
+    """Every shape and peer where fusedrnn is slower, and what keeps less in training than the native loop."""
     found = [row for row in rows(*_COMPARED) if row["ratio"] < 1 and row["peer"] != "itself"]
-    return _outcomes(sorted(found, key=lambda row: float(row["ratio"])))
+    return "\n\n".join([_outcomes(sorted(found, key=lambda row: float(row["ratio"]))), *_memory_lost()])
+
+
+def _memory_lost() -> list[str]:
+    """A line where the file has peaks of memory, whether or not a peer keeps less."""
+    if "memory" not in result(_file)["parts"]:
+        return []
+    found = [row for row in measured("memory") if "bytes" in row]
+    native = {(row["H"], row["B"], row["T"]): row["bytes"] for row in found if row["how"] == "native"}
+    said = []
+    for row in found:
+        ours = native.get((row["H"], row["B"], row["T"]))
+        if ours is not None and not row["how"].startswith("native") and row["bytes"] < ours:
+            ratio = f"{_mebibytes(row['bytes'])} against {_mebibytes(ours)} MiB, {row['bytes'] / ours:.2f} of it"
+            said.append(f"{row['how']} at H={row['H']} B={row['B']} T={row['T']}: {ratio}")
+    return [f"Of memory, a training step keeps less than the native loop in {'; '.join(said) or 'no peer'}."]
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f}"
 
 
 def _fastest() -> list[Row]:
@@ -208,8 +227,8 @@ def memory() -> str:
     found = [row for row in measured("memory") if "bytes" in row]
     ways = list(dict.fromkeys(row["how"] for row in found))
     lengths = list(dict.fromkeys(row["T"] for row in found))
-    sizes = {(row["how"], row["T"]): row["bytes"] / 2**20 for row in found}
-    body = [[way, *(f"{sizes[way, steps]:,.0f}" if (way, steps) in sizes else "" for steps in lengths)] for way in ways]
+    sizes = {(row["how"], row["T"]): _mebibytes(row["bytes"]) for row in found}
+    body = [[way, *(sizes.get((way, steps), "") for steps in lengths)] for way in ways]
     return table([f"LSTM H={found[0]['H']} B={found[0]['B']}, MiB", *(f"T={steps}" for steps in lengths)], body)
 
 
@@ -259,7 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": _timed(against, "training"),
     "wins": _timed(wins, parts=_COMPARED),
     "ties": _timed(ties, parts=_COMPARED),
-    "losses": _timed(losses, parts=_COMPARED),
+    "losses": _timed(losses, parts=[*_COMPARED, "memory"]),
     "growth": _timed(growth, parts=["growth"]),
     "warmup": _timed(warmup, parts=["warmup"]),
     "memory": _timed(memory, parts=["memory"]),

@@ -25,7 +25,7 @@ def measure(args: Any) -> list[Row]:
     work = Greedy.made("lstm", _SHAPE["H"], _SHAPE["V"], _SHAPE["B"], _SHAPE["T"], torch.float32)
     rows = []
     for who, call in {"eager loop": eager.greedy_loop(work).call, "fusedrnn": _fused(work)}.items():
-        found = min(_profiled(call, 20), key=lambda decode: float(decode["us"]))
+        found = min(profiled(call, 20), key=lambda decode: float(decode["us"]))
         rows.append({"case": "timeline", "shape": _SHAPE, "who": who, **found})
         print(
             f"one decode of {_SHAPE['T']} tokens, profiled: {who} {len(found['operators'])} operators in {found['us']:.0f} us", flush=True
@@ -50,7 +50,8 @@ def _fused(work: Greedy) -> Callable[[], Any]:
     return lambda: loop()[0].stack()
 
 
-def _profiled(call: Any, times: int) -> list[dict[str, Any]]:
+def profiled(call: Any, times: int) -> list[dict[str, Any]]:
+    """Each of some runs: "us" of the whole, and "operators", which the call itself runs on the CPU: ``[name, start, microseconds]``."""
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(times):

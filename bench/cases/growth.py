@@ -4,7 +4,7 @@ import torch
 
 from ..case import Case, Peer, Shape
 from ..loops import Greedy
-from ..peers import eager
+from ..peers import eager, jax_loops
 
 
 class _PerStep:
@@ -34,7 +34,10 @@ CASE = Case(
     ),
     quick=(_BASE, _BASE | {"T": [8, 128]}),
     make=_made,
-    peers={"eager loop": Peer(lambda work: eager.greedy_loop(work.greedy))},
+    peers={
+        "eager loop": Peer(lambda work: eager.greedy_loop(work.greedy)),
+        "JAX while_loop": Peer(lambda work: jax_loops.greedy(work.greedy)),
+    },
     differ=_differ,
     fit=("T", "B", "H", "V"),
 )  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 
 from ..case import Case, Peer, Shape
 from ..loops import Reads
-from ..peers import eager
+from ..peers import eager, jax_loops
 
 
 def _made(shape: Shape) -> Reads:
@@ -20,5 +20,9 @@ CASE = Case(
     axes=({"H": [512], "B": [8, 32], "T": [128]},),
     quick=({"H": [256], "B": [8], "T": [64]},),
     make=_made,
-    peers={"packed nn.LSTM": Peer(eager.layer), "eager loop with masks": Peer(eager.loop)},
+    peers={
+        "packed nn.LSTM": Peer(eager.layer),
+        "eager loop with masks": Peer(eager.loop),
+        "JAX scan with masks": Peer(jax_loops.reads),
+    },
 )

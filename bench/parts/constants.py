@@ -1,4 +1,4 @@
-"""What a device can do at best: reading the level-2 cache, the latency of it, shared memory's rate by its clock, products.
+"""What a device can do at best: reading the level-2 cache, the latency of it, reading shared memory, products.
 
 With the barriers of the part before, `python -m bench floor` makes of them what a step must take at least. No GPU has run this.
 """
@@ -13,10 +13,11 @@ import triton.language as tl
 
 from fusedrnn.kernels.gpu.launch import Options, launch
 
-from . import Row, Where
+from . import Row, Where, shared_memory
 from .timing import in_turn, marginal
 
 _WIDE = 1024  # numbers that a program reads at once
+_CLOCKS = 0.03  # by which clocks of the device and of events may differ
 _SHARED_BYTES = 128  # of a multiprocessor, each cycle: 32 banks of four (CUDA C++ Programming Guide, "Shared Memory")
 
 
@@ -45,7 +46,7 @@ def cases(where: Where) -> list[Row]:
         return [{"what": "l2", "bytes": 2 * 4 * _WIDE, "steps": 2}, {"what": "latency", "steps": 3}, {"what": "products", "size": 16}]
     return [
         {"what": "l2", "bytes": 16 << 20, "steps": 64}, {"what": "latency", "steps": 4096}, {"what": "products", "size": 8192},
-        {"what": "shared"},
+        {"what": "shared", "steps": 8192},
     ]  # fmt: skip
 
 
@@ -90,10 +91,23 @@ def _products(case: Row, where: Where) -> Row:
 
 
 def _shared(case: Row, where: Where) -> Row:
-    """By the highest clock: 128 bytes a cycle of each multiprocessor. Not measured."""
+    """Measured; it cannot be above what the banks give at the highest clock."""
+    found = shared_memory.measure(case["steps"], _multiprocessors(where), where)
+    megahertz = _highest_clock()
+    if megahertz is None or found["bytes_per_us"] is None:
+        return found
+    part = found["bytes_per_us"] / (_SHARED_BYTES * _multiprocessors(where) * megahertz)
+    faults = [f"{part:.2f} times what {_SHARED_BYTES} bytes a cycle are at {megahertz:.0f} MHz"] if part > 1 + _CLOCKS else []
+    return found | {"of_clock": round(part, 3), "megahertz": megahertz, "faults": found["faults"] + faults}
+
+
+def _highest_clock() -> float | None:
+    """Megahertz of a multiprocessor; None where nvidia-smi does not tell."""
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "--id=0"]
-    megahertz = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return {"bytes_per_us": round(_SHARED_BYTES * _multiprocessors(where) * megahertz), "by": f"clock of {megahertz:.0f} MHz"}
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
 
 
 def _multiprocessors(where: Where) -> int:

@@ -33,7 +33,7 @@ def measure(case: Row, where: Where, seconds: float) -> list[Row]:
     tokens = {name: loop().emit_ta.stack() for name, loop in loops.items()}
     count = int(loops["persistent"]().lengths.sum())
     works: dict[str, Callable[[], Any]] = {name: lambda loop=loop: loop().emit_ta.stack() for name, loop in loops.items()}  # type: ignore[misc]
-    works["graphed by hand"] = _graphed(greedy, where)
+    works["graphed by hand"] = graphed(greedy, where)
     tokens["graphed by hand"] = works["graphed by hand"]().clone()
     times = in_turn(works, where, 11)
     about = {"weights": weights, "tokens": count, "steps": len(tokens["persistent"])} | plan_of(loops["persistent"])
@@ -73,7 +73,7 @@ def _made(case: Row, where: Where) -> tuple[Greedy, str]:
     return Greedy(model.decoder, model.phoneme_embedding, model.project, start, end, state, most), weights
 
 
-def _graphed(greedy: Greedy, where: Where) -> Callable[[], torch.Tensor]:
+def graphed(greedy: Greedy, where: Where) -> Callable[[], torch.Tensor]:
     """The step as one would write it for a CUDA graph, replayed until all rows have ended, which is looked at every eighth time where a row
     can end; without a GPU it is called."""
     can_end = greedy.end < greedy.embedding.num_embeddings

@@ -1,4 +1,5 @@
-"""JAX on the CPU, jitted: `lax.scan` over sequences with the inputs' products made before it, `lax.while_loop` for decodes."""
+"""JAX on the CPU, jitted: `lax.scan` over sequences with the inputs' products made before it, under masks where they have lengths of their
+own, `lax.while_loop` for decodes."""
 
 from __future__ import annotations
 
@@ -30,17 +31,24 @@ def reads(work: Reads) -> Run:
     """``lax.scan``. Weights are arguments, not constants."""
     jax = _jax()
     weights, x, state = (tree_map(_array, part) for part in (_weights(work.cell), work.x, work.state))
-    step, before = _step(jax, work.cell), _before(jax, work.cell)
+    step, before, jnp = _step(jax, work.cell), _before(jax, work.cell), jax.numpy
+    lengths = jnp.full(x.shape[1], len(x)) if work.lengths is None else jnp.asarray(work.lengths.numpy())
+    masked = work.lengths is not None
 
     @jax.jit
-    def run(weights: Any, x: Any, state: Any) -> Any:
-        def one(state: Any, product: Any) -> Any:
+    def run(weights: Any, x: Any, lengths: Any, state: Any) -> Any:
+        def one(state: Any, now: Any) -> Any:
+            time, product = now
             new, output = step(weights, product, state)
+            if masked:
+                live = (time < lengths)[:, None]
+                new = jax.tree_util.tree_map(lambda one, old: jnp.where(live, one, old), new, state)
+                output = jnp.where(live, output, 0)
             return new, output
 
-        return jax.lax.scan(one, state, before(weights, x))[1]
+        return jax.lax.scan(one, state, (jnp.arange(len(x)), before(weights, x)))[1]
 
-    return _run(lambda: run(weights, x, state))
+    return _run(lambda: run(weights, x, lengths, state))
 
 
 def greedy(work: Greedy) -> Run:

@@ -40,6 +40,22 @@ def test_ragged_lengths_are_all_lengths():
     assert sorted(work.lengths.tolist()) == [1, 3, 5, 7, 9]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "peer"),
+    [("ragged", {"H": 4, "B": 5, "T": 9}, "JAX scan with masks"), ("growth", {"H": 4, "B": 2, "T": 3, "V": 7}, "JAX while_loop")],
+)
+def test_jax_agrees(name, shape, peer):
+    pytest.importorskip("jax")
+    torch.manual_seed(0)
+    case = cases.case(name)
+    work = case.make(shape)
+    theirs = case.peers[peer].make(work).results()
+    eager = next(of for other, of in case.peers.items() if other.startswith("eager")).make(work).results()
+    assert case.differ(work, eager, theirs) is None
+    wrong = [part + 1 if part.is_floating_point() else (part + 1) % 7 for part in theirs]
+    assert case.differ(work, eager, wrong) is not None
+
+
 def test_training_gradients_agree_and_one_that_does_not_is_found():
     case = cases.case("training")
     for cell, peers in {"lstm": ["nn.LSTM"], "layer norm lstm": ["the cell in a loop"]}.items():

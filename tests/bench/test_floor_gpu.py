@@ -31,6 +31,11 @@ def test_without_one_of_them_there_are_none(left_out):
     assert floor_gpu.constants([row for place, row in enumerate(MEASURED) if place != left_out]) is None
 
 
+def test_what_was_not_resolved_is_no_constant():
+    unresolved = [row | {"bytes_per_us": None} if row.get("what") == "shared" else row for row in MEASURED]
+    assert floor_gpu.constants(unresolved) is None
+
+
 WEIGHTS = 4 * 512 * 512 * 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu, parts, workers
+from bench import gpu, parts, tables_gpu, workers
 from bench.parts import PARTS, Where, timing
 
 ROOT = Path(__file__).parents[2]
@@ -125,4 +125,7 @@ def test_a_dry_run_goes_through_everything(tmp_path):
             assert row["faults"] == []
     assert {row["who"] for row in rows if row["part"] == "decode"} == {"persistent", "stepwise", "graphed by hand", "reference"}
     assert all(row["rows_equal"] is not False for row in rows if row["part"] == "decode" and "rows_equal" in row)
+    assert {row["who"] for row in rows if row["part"] == "timeline"} == {"eager loop", "graphed by hand", "fusedrnn"}
+    tables = tables_gpu.markdown(tmp_path / "emulated.jsonl")
+    assert tables.count("### ") == tables.count("(emulated)") == tables.count("**EMULATED on a CPU") >= 8
     assert [row["skipped"][:23] for row in rows if row["part"] == "tests"] == ["no test is marked gpu: "]

@@ -14,7 +14,7 @@ from bench.report import _README
 def test_every_plot_is_drawn_transparent_and_stands_in_readme(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=tmp_path, results=plot.CPU)) == 0
+    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=tmp_path, results=plot.CPU, gpu=None)) == 0
     for name in plot.PLOTS:
         path = tmp_path / f"{name}.png"
         assert path.stat().st_size < 120_000
@@ -28,7 +28,7 @@ def test_every_plot_is_drawn_transparent_and_stands_in_readme(tmp_path):
 
 def test_without_matplotlib_the_command_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert plot.run(argparse.Namespace(only=["batch"], out=tmp_path, results=plot.CPU)) == 2
+    assert plot.run(argparse.Namespace(only=["batch"], out=tmp_path, results=plot.CPU, gpu=None)) == 2
     assert "pip install 'fusedrnn[bench]'" in capsys.readouterr().err
 
 
@@ -38,7 +38,7 @@ def test_what_a_result_has_not_is_told(tmp_path, capsys):
     shape = {"cell": "lstm", "H": 256, "B": 1, "T": 64, "dtype": "float32"}
     row = {"case": "sequence", "shape": shape, "peer": "eager loop", "ratio": 1.0}
     path.write_text(json.dumps({"parts": {"calls": {"rows": []}, "growth": {"rows": []}, "sequence": {"rows": [row]}}}))
-    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=None, results=path)) == 0
+    assert plot.run(argparse.Namespace(only=list(plot.PLOTS), out=None, results=path, gpu=None)) == 0
     said = capsys.readouterr().out
     for name in plot.PLOTS:
         assert f"{name} is left out: " in said

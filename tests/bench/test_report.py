@@ -17,7 +17,7 @@ def two(monkeypatch, request):
 
 
 def run(path, *, check):
-    return report.run(argparse.Namespace(check=check, readme=path, results=None, beside=False))
+    return report.run(argparse.Namespace(check=check, readme=path, results=None, beside=False, gpu=None))
 
 
 def test_readme_is_what_the_results_say():
@@ -38,7 +38,7 @@ def result(path, *ratios):
 def test_another_result_is_printed_and_readme_stays(tmp_path, capsys):
     before = report._README.read_text()
     path = result(tmp_path / "other.json", 1.5, 2.0, 2.5)
-    assert report.run(argparse.Namespace(check=False, readme=report._README, results=path, beside=False)) == 0
+    assert report.run(argparse.Namespace(check=False, readme=report._README, results=path, beside=False, gpu=None)) == 0
     said = capsys.readouterr().out
     assert "decode\n\n| | fusedrnn tokens/s | eager loop |\n" in said
     assert "| layers=1 H=512 V=1000 B=1 T=32 float32 | 3,200 | 2.00 (1.50 to 2.50) |" in said
@@ -53,7 +53,7 @@ def test_ratios_stand_beside_the_recorded_ones(tmp_path, capsys):
     most = max(recorded["ratios"])
     for ratios, said in (((most, most + 1, most + 2), "1 of 1 spreads overlap"), ((most + 1,) * 3, "0 of 1 spreads overlap")):
         path = result(tmp_path / f"{ratios[0]}.json", *ratios)
-        assert report.run(argparse.Namespace(check=False, readme=report._README, results=path, beside=True)) == 0
+        assert report.run(argparse.Namespace(check=False, readme=report._README, results=path, beside=True, gpu=None)) == 0
         out = capsys.readouterr().out
         assert "there: Another CPU, 4 CPUs, 4 threads" in out
         assert out.splitlines()[-1] == said
@@ -61,7 +61,7 @@ def test_ratios_stand_beside_the_recorded_ones(tmp_path, capsys):
 
 
 def test_beside_needs_a_result(capsys):
-    assert report.run(argparse.Namespace(check=False, readme=report._README, results=None, beside=True)) == 2
+    assert report.run(argparse.Namespace(check=False, readme=report._README, results=None, beside=True, gpu=None)) == 2
     assert "--results FILE" in capsys.readouterr().err
 
 

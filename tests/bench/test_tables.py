@@ -59,6 +59,22 @@ def test_wins_are_against_the_fastest_peer_and_losses_are_all():
     ]
 
 
+def kept(how, steps, mebibytes):
+    return {"case": "memory", "how": how, "H": 8, "B": 2, "T": steps, "bytes": mebibytes * 2**20}
+
+
+def test_who_keeps_less_in_training_is_a_loss(monkeypatch):
+    peaks = [kept("native", 64, 100), kept("nn.LSTM", 64, 75), kept("the cell in a loop", 64, 120), kept("native, checkpoints", 64, 10)]
+    failed = {"case": "memory", "how": "native", "H": 8, "B": 2, "T": 256, "error": "killed"}
+    line = "Of memory, a training step keeps less than the native loop in {}."
+    for memory, said in {
+        "nn.LSTM at H=8 B=2 T=64: 75 against 100 MiB, 0.75 of it": [*peaks, failed, kept("nn.LSTM", 256, 1)],
+        "no peer": [peaks[0], peaks[2]],
+    }.items():
+        monkeypatch.setattr(tables, "result", lambda name, rows=said: result(memory=rows))
+        assert tables.losses().splitlines()[-2:] == ["", line.format(memory)]
+
+
 def test_not_every_pair_won_is_neither(monkeypatch):
     close = [row("sequence", "nn.LSTM", [1.2, 0.9, 1.3], **READS)]
     monkeypatch.setattr(tables, "result", lambda name: result(sequence=close))

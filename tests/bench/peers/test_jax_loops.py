@@ -18,6 +18,17 @@ def test_reads(cell):
     torch.testing.assert_close(jax_loops.reads(reads).results(), [reads.loop("reference")().emit_ta.stack().detach()])
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_reads_of_several_lengths(cell):
+    pytest.importorskip("jax")
+    torch.manual_seed(0)
+    reads = Reads.made(cell, 6, 3, 5, torch.float32, torch.tensor([5, 0, 2]))
+    (found,) = jax_loops.reads(reads).results()
+    torch.testing.assert_close(found, reads.loop("reference")().emit_ta.stack().detach())
+    assert not bool(found[2:, 2].any())
+    assert bool(found[4, 0].any())
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_decodes(layers):
     pytest.importorskip("jax")
