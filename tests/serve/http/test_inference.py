@@ -212,20 +212,22 @@ def test_a_state_that_is_none_of_this_model() -> None:
         recogniser_server(recogniser()) as one,
         recogniser_server(recogniser(2)) as other,
         recogniser_server(recogniser(), None) as keyless,
+        one.client() as client,
+        other.client() as others,
+        keyless.client() as without,
     ):
-        with one.client() as client, other.client() as others, keyless.client() as without:
-            _, state = pushed(client, frames, None, False)
-            _, unsigned = pushed(without, frames, None, False)
-            for mine, given, said in (
-                (others, state, "of another model"),
-                (client, unsigned, "another key"),
-                (client, ("A" if state[60] != "A" else "B").join([state[:60], state[61:]]), "has been changed"),
-                (client, state + "AAAA", "has been changed"),
-                (client, "", "cannot be read"),
-                (client, "ä", "cannot be read"),
-                (client, "A" * 60_000, "characters here"),
-            ):
-                entry = {"name": "state", "datatype": "BYTES", "shape": [1], "data": [given]}
-                answer = mine.post("/v2/models/recogniser/infer", json={"inputs": [tensor("frames", frames, False), entry]})
-                assert (answer.status_code, said in answer.json()["error"]) == (422, True), answer.text
-            pushed(client, frames, state, False)
+        _, state = pushed(client, frames, None, False)
+        _, unsigned = pushed(without, frames, None, False)
+        for mine, given, said in (
+            (others, state, "of another model"),
+            (client, unsigned, "another key"),
+            (client, ("A" if state[60] != "A" else "B").join([state[:60], state[61:]]), "has been changed"),
+            (client, state + "AAAA", "has been changed"),
+            (client, "", "cannot be read"),
+            (client, "ä", "cannot be read"),
+            (client, "A" * 60_000, "characters here"),
+        ):
+            entry = {"name": "state", "datatype": "BYTES", "shape": [1], "data": [given]}
+            answer = mine.post("/v2/models/recogniser/infer", json={"inputs": [tensor("frames", frames, False), entry]})
+            assert (answer.status_code, said in answer.json()["error"]) == (422, True), answer.text
+        pushed(client, frames, state, False)
