@@ -27,7 +27,7 @@ def server(characters: CharactersModel) -> Iterator[Running]:
 def sent(server: Running, path: str, body: Any, sock: socket.socket | None = None) -> socket.socket:
     sock = sock or socket.create_connection(("127.0.0.1", server.port), 20)
     content = json.dumps(body).encode()
-    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
     return sock
 
 
