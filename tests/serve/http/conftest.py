@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -28,9 +28,17 @@ class Running:
         engine: the first of its engines.
     """
 
-    def __init__(self, *served: Any, limits: Limits | None = None, token: str | None = None, linger: float = 0.0, buffer: int = 0) -> None:
+    def __init__(
+        self,
+        *served: Any,
+        limits: Limits | None = None,
+        token: str | None = None,
+        hosts: Sequence[str] = (),
+        linger: float = 0.0,
+        buffer: int = 0,
+    ) -> None:
         self.limits = limits or Limits()
-        app = application(*served, limits=limits, token=token)
+        app = application(*served, limits=limits, token=token, hosts=hosts)
         engines = [getattr(each, "engine", each) for each in served]
         self.engine: Engine = engines[0]
         self._sock = listener("127.0.0.1", 0, token=token)
