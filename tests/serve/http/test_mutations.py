@@ -222,7 +222,7 @@ def tensors() -> Iterator[tuple[str, Body, bytes]]:
     yield "/v2/models/recogniser/infer", {"name": "frames", "datatype": "FP32", "shape": [2, 5]}, FRAMES.tobytes()
 
 
-@pytest.mark.parametrize(("path", "entry", "tail"), list(tensors()))
+@pytest.mark.parametrize(("path", "entry", "tail"), list(tensors()), ids=["g2p", "chars", "recogniser"])
 def test_binary_tensors_with_one_thing_wrong(server: dict[str, Running], path: str, entry: Body, tail: bytes) -> None:
     with site_of(server, path) as site:
         sized = {**entry, "parameters": {"binary_data_size": len(tail)}}
@@ -243,7 +243,6 @@ def test_binary_tensors_with_one_thing_wrong(server: dict[str, Running], path: s
             "0x9",
             "+5",
             "1_0",
-            " 5 ",
         ):
             assert binary(site, head, tail, length).status_code == 400
         for size in (len(tail) - 1, len(tail) + 1, 0, -1, 2**40, 10**400, 1.5, "9", None, True, []):
