@@ -19,7 +19,8 @@ from fusedrnn.serve.http.server import Server, listener
 
 
 class Running:
-    """A server until its block is left; ``buffer``: bytes that the system keeps for a client, 0 for as many as it likes.
+    """A server until its block is left; ``buffer``: bytes that the system keeps for a client, 0 for as many as it likes;
+    ``stack``: what uvicorn reads HTTP with, and its event loop.
 
     Attributes:
         url: where it is.
@@ -36,6 +37,7 @@ class Running:
         hosts: Sequence[str] = (),
         linger: float = 0.0,
         buffer: int = 0,
+        stack: tuple[Any, Any] = ("auto", "auto"),
     ) -> None:
         self.limits = limits or Limits()
         app = application(*served, limits=limits, token=token, hosts=hosts)
@@ -46,7 +48,9 @@ class Running:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(uvicorn.Config(app, lifespan="on", ws="none", log_level="critical"), engines, linger=linger)
+        self.server = Server(
+            uvicorn.Config(app, lifespan="on", ws="none", log_level="critical", http=stack[0], loop=stack[1]), engines, linger=linger
+        )
         self._thread = threading.Thread(target=self.server.run, args=([self._sock],))
 
     def __enter__(self) -> Running:

@@ -18,9 +18,13 @@ GENERATE = "/v2/models/chars/generate"
 LONG = {"text_input": "", "parameters": {"max_tokens": 4096, "temperature": 1.0, "one_word": False}}
 
 
-@pytest.fixture(scope="module")
-def server(characters: CharactersModel) -> Iterator[Running]:
-    with Running(characters_engine(characters, 3, queue=2, steps=1), limits=Limits(stall=0.5), buffer=4096) as running:
+@pytest.fixture(scope="module", params=[("h11", "asyncio"), ("httptools", "uvloop")], ids=["h11", "httptools"])
+def server(request: pytest.FixtureRequest, characters: CharactersModel) -> Iterator[Running]:
+    """Of each stack that uvicorn chooses from: what is installed decides."""
+    for module in request.param:
+        pytest.importorskip(module)
+    engine = characters_engine(characters, 3, queue=2, steps=1)
+    with Running(engine, limits=Limits(stall=0.5), buffer=4096, stack=request.param) as running:
         yield running
 
 

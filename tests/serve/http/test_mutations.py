@@ -253,7 +253,7 @@ def test_binary_tensors_with_one_thing_wrong(server: dict[str, Running], path: s
             assert answer.status_code in (400, 413, 422), shape
         for kind in ("BYTES", "FP32", "FP64", "INT32", "INT64", "UINT8", "BOOL", "", None, 3):
             if kind != entry["datatype"]:
-                assert binary(site, {**head, "inputs": [{**sized, "datatype": kind}]}, tail).status_code == 422
+                assert binary(site, {**head, "inputs": [{**sized, "datatype": kind}]}, tail).status_code in (400, 422)
         assert binary(site, {**head, "inputs": [sized, sized]}, tail * 2).status_code == 422  # twice
         assert binary(site, {**head, "inputs": [{**sized, "data": [1]}]}, tail).status_code == 422
         assert binary(site, head, tail + b"\0").status_code == 400
