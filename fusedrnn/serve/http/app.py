@@ -82,6 +82,7 @@ def application(
         lifespan=lifespan,
         exception_handlers={ClientGone: gone, Exception: answered, **dict.fromkeys(_EXPECTED, answered)},
     )
+    app.router.redirect_slashes = False  # it would send clients to whatever they said in `Host`
     if token is not None:
         app.add_middleware(Authorisation, token=token)
     if named:

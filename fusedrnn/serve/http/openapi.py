@@ -8,6 +8,7 @@ from typing import Any
 from ..._version import __version__
 from .authorisation import OPEN
 from .faces import CharactersFace, Face
+from .inference import VERSION
 from .limits import DEADLINE, Limits
 from .tensors import DATATYPES, HEADER
 
@@ -55,7 +56,7 @@ def description(faces: Mapping[str, Face], limits: Limits, token: bool, named: b
         "/v2/health/ready": {"get": _health("Whether requests are taken: not while it drains", "ready")},
         "/metrics": {"get": _get("Metrics for Prometheus", None)},
         "/status": {"get": _get("The numbers of the status page", _NAMES)},
-        "/": {"get": _get("The status page", None)},
+        "/": {"get": _get("The status page", None, kind="text/html")},
         "/openapi.json": {"get": _get("This document", _NAMES)},
     }
     for name, face in faces.items():
@@ -89,14 +90,14 @@ def _said(limits: Limits) -> str:
 def _of_model(name: str, face: Face) -> dict[str, Schema]:
     metadata = _object({"name": _TEXT, "versions": _array(_TEXT), "platform": _TEXT, "inputs": _array(_NAMES), "outputs": _array(_NAMES)})
     parameters = _object({each: _PARAMETERS.get(each, {}) for each in face.parameters}, required=(), closed=True)
-    path = f"/v2/models/{name}"
-    found: dict[str, Schema] = {
-        path: {"get": _get("Inputs and outputs", metadata, (404,))},
-        f"{path}/ready": {
-            "get": _get("Whether the model takes requests", _object({"name": _TEXT, "ready": {"type": "boolean"}}), (404, 503))
-        },
-        f"{path}/infer": {"post": _infer(face, parameters)},
-    }
+    path, ready = f"/v2/models/{name}", _object({"name": _TEXT, "ready": {"type": "boolean"}})
+    found: dict[str, Schema] = {}
+    for at in (path, f"{path}/versions/{VERSION}"):
+        found |= {
+            at: {"get": _get("Inputs and outputs", metadata, (404,))},
+            f"{at}/ready": {"get": _get("Whether the model takes requests", ready, (404, 503))},
+            f"{at}/infer": {"post": _infer(face, parameters)},
+        }
     if not face.generates:
         return found
     asked = _object({"text_input": _TEXT, "id": _TEXT, "parameters": parameters}, required=("text_input",), closed=True)
@@ -185,8 +186,10 @@ def _of_completions(models: list[str]) -> dict[str, Schema]:
     }
 
 
-def _get(summary: str, schema: Schema | None, mistakes: tuple[int, ...] = (), error: str = "Error") -> Schema:
-    content = {"text/plain": {}} if schema is None else {"application/json": {"schema": schema}}
+def _get(
+    summary: str, schema: Schema | None, mistakes: tuple[int, ...] = (), error: str = "Error", kind: str = "text/plain"
+) -> Schema:  # fmt: skip
+    content: Schema = {kind: {}} if schema is None else {"application/json": {"schema": schema}}
     return {"summary": summary, "responses": {"200": {"description": "It is so.", "content": content}, **_mistakes(mistakes, error)}}
 
 

@@ -143,11 +143,15 @@ def serve(
     limits = limits or Limits()
     app = application(*served, limits=limits, token=token, hosts=hosts)
     config = uvicorn.Config(
-        app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
+        app, http="h11",  # httptools takes headers without end
+        lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=int(limits.stall) + 1,  # of answers that are made, and that no one takes
         ssl_certfile=None if tls is None else tls.chain, ssl_keyfile=None if tls is None else tls.key,
     )  # fmt: skip
     gc.collect()
     gc.freeze()  # going through all of torch stops every request for 0.15 s
     engines = [each if isinstance(each, Engine) else each.engine for each in served]
-    Server(config, engines, linger=linger).run([sock])
+    try:
+        Server(config, engines, linger=linger).run([sock])
+    finally:
+        gc.unfreeze()  # what is frozen is not taken down at the end, and Triton's bindings tell at length of what they leak

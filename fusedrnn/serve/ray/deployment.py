@@ -94,6 +94,8 @@ def application(
     serve = needed("ray.serve", "ray")
     if not served:
         raise ValueError("served must have one model at least, such as 'g2p'")
+    if token == "":
+        raise ValueError("token must not be empty: leave it out, or give one")
     if session_key is not None and len(session_key) < 16:
         raise ValueError(f"session_key must have 16 bytes or more, got {len(session_key)}")
     limits = limits or Limits()

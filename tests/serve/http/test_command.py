@@ -118,6 +118,8 @@ def test_a_token_from_the_environment_and_ctrl_c() -> None:
         assert httpx.get(f"{url}/status", trust_env=False, headers={"Authorization": "Bearer geheim"}).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""  # nothing to tell
 
 
 @pytest.mark.slow

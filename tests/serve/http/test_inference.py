@@ -147,10 +147,13 @@ def test_addresses_that_there_are_not(client: httpx.Client) -> None:
         ("POST", "/v2/models/x/infer", 404),
         ("GET", INFER, 405),
         ("GET", "/nowhere", 404),
+        ("GET", "/v2/health/ready/", 404),
     ):
         answer = client.request(method, path)
         assert answer.status_code == status
         assert set(answer.json()) == {"error"}
+        assert "openapi.json" in answer.json()["error"] or "no model" in answer.json()["error"]
+    assert client.post("/v1/chat/completions").json()["error"]["message"].startswith("there is nothing at /v1/chat/completions")
 
 
 KEY = b"a key of the whole fleet"

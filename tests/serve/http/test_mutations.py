@@ -146,7 +146,7 @@ def test_every_post_is_here(server: dict[str, Running]) -> None:
     for running in set(server.values()):
         with running.client() as client:
             found |= {path for path, each in client.get("/openapi.json").json()["paths"].items() if "post" in each}
-    assert found == set(GOOD)
+    assert {path.replace("/versions/1", "") for path in found} == set(GOOD)
 
 
 def test_each_part_left_out_or_something_else(site: Site) -> None:
@@ -306,7 +306,7 @@ def test_any_model_and_version(server: dict[str, Running]) -> None:
         def check(name: str, rest: str) -> None:
             path = f"/v2/models/{quote(name, safe='')}{rest}"
             answer = client.request("POST" if rest in ("/infer", "/generate") else "GET", path, content=b"{}")
-            assert answer.status_code in (404, 405, 307), answer.text
-            assert answer.status_code == 307 or answer.json()["error"]
+            assert answer.status_code in (404, 405), answer.text
+            assert answer.json()["error"]
 
         check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -81,7 +82,10 @@ def test_a_replica_is_well_while_its_engines_are(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(RuntimeError, match="the engine of recogniser has stopped"):
                 await replica.check_health()
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        gc.unfreeze()  # which a process of its own does not need
 
 
 @pytest.fixture(scope="module")
