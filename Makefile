@@ -6,7 +6,7 @@ MARK := $(VENV)/.installed
 
 OLD_TRITON := .triton-3.6.0
 
-.PHONY: demo test test-slow test-exhaustive compile-checks lint clean
+.PHONY: demo test test-slow test-exhaustive compile-checks bench-quick lint clean
 
 demo: $(MARK)
 	$(BIN)/python -m fusedrnn.demo
@@ -24,6 +24,10 @@ test-exhaustive: $(MARK)
 compile-checks: $(MARK) $(OLD_TRITON)/.installed
 	$(BIN)/python -m bench compile --quick
 	PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m bench compile --quick
+
+# Against peers, under three minutes on two cores; fails where a ratio is below its bound.
+bench-quick: $(MARK)
+	$(BIN)/python -m bench cpu --quick --guard
 
 $(OLD_TRITON)/.installed:
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps --target $(OLD_TRITON) triton==3.6.0

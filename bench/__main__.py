@@ -10,8 +10,11 @@ _COMMANDS = {
     "cpu": "on this machine's CPU, against what one would use without fusedrnn",
     "compile": "compile every shipped kernel, with no GPU, and check it",
     "memory": "what a training step keeps, on the CPU: peaks of processes of their own",
-    "serve": "continuous batching against batch-and-wait under open-loop load, on the CPU",
+    "serve": "continuous batching against batch-and-wait and LitServe under open-loop load, on the CPU",
     "gpu": "on a GPU: correctness first, then barriers, peers, tests and tables",
+    "floor": "the least that a step can take, beside what it took",
+    "report": "write README's tables from the recorded results, or check them",
+    "plot": "draw the recorded results",
 }
 
 

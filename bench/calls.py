@@ -16,6 +16,8 @@ from fusedrnn.compiled import Loop
 from fusedrnn.feedback import greedy, sequence
 from fusedrnn.models import G2P, g2p_checkpoint
 
+from .runner import Row
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the measurement takes."""
@@ -23,15 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> list[Row]:
     """Microseconds of each loop; prints a line for each."""
-    found: dict[str, Any] = {}
+    found: list[Row] = []
     print(f"{'a call of a compiled loop':<34}{'inputs':<8}{'us in C++':>12}{'us in Python':>14}{'(quartiles)':>16}")
     for name, (loop, change) in loops().items():
         for inputs, before in (("same", lambda: None), ("new", change)):
             python, native = _times(loop, before, args.calls)
             quartiles = statistics.quantiles(python, n=4)
-            found[f"{name}, {inputs} inputs"] = {"python_us": python, "native_us": native, "python_median_us": quartiles[1]}
+            found.append({
+                "case": "calls", "loop": name, "inputs": inputs, "calls": args.calls, "python_median_us": quartiles[1],
+                "python_quartiles_us": [quartiles[0], quartiles[2]], "native_median_us": statistics.median(native),
+            })  # fmt: skip
             spread = f"{quartiles[0]:.0f} to {quartiles[2]:.0f}"
             print(f"{name:<34}{inputs:<8}{statistics.median(native):>12.0f}{quartiles[1]:>14.0f}{spread:>16}", flush=True)
     return found

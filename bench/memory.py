@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import torch
 import fusedrnn
 from fusedrnn.feedback import sequence
 
-from . import measure, workers
+from . import measure as measure_
+from . import workers
+from .runner import Row
 
 HOW = ("native", "native, checkpoints", "native, all made again", "the cell in a loop")
 _LIMIT = 600.0  # seconds for one process
@@ -32,22 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure each way in a process of its own; 1 where one fails."""
-    calls = [(how, args.hidden, args.rows, steps) for steps in args.steps for how in HOW]
-    found: list[dict[str, Any]] = [{}] * len(calls)
-    failed = False
-    for place, (how, hidden, rows, steps) in enumerate(calls):
-        with mock.patch.dict(os.environ, _RETURNED):
-            ((_, result),) = workers.results(peak, [calls[place]], 1, lambda: _LIMIT)
-        found[place] = {"how": how, "H": hidden, "B": rows, "T": steps}
-        if isinstance(result, workers.Failure):
-            failed, found[place]["error"] = True, str(result)
-        else:
-            found[place]["bytes"] = result
-        said = str(result) if isinstance(result, workers.Failure) else f"{result / 2**20:>8.0f} MiB"
-        print(f"LSTM H={hidden} B={rows} T={steps:<6}{how:<26}{said}", flush=True)
+    rows = peaks(args.hidden, args.rows, args.steps)
     if args.json:
-        args.json.write_text(json.dumps({**measure.circumstances(), "rows": found}, indent=2) + "\n")
-    return int(failed)
+        args.json.write_text(json.dumps({**measure_.circumstances(), "rows": rows}, indent=2) + "\n")
+    return int(any("error" in row for row in rows))
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    """The same as a part of `bench cpu`."""
+    return peaks(256, 32, [64] if args.quick else [256, 1024])
+
+
+def peaks(hidden: int, rows: int, lengths: Sequence[int]) -> list[Row]:
+    """A row for each length and way; prints a line for each."""
+    found: list[Row] = []
+    for steps, how in itertools.product(lengths, HOW):
+        with mock.patch.dict(os.environ, _RETURNED):
+            ((_, result),) = workers.results(peak, [(how, hidden, rows, steps)], 1, lambda: _LIMIT)
+        failed = isinstance(result, workers.Failure)
+        found.append(
+            {"case": "memory", "how": how, "H": hidden, "B": rows, "T": steps, **({"error": str(result)} if failed else {"bytes": result})}
+        )
+        said = str(result) if failed else f"{result / 2**20:>8.0f} MiB"
+        print(f"LSTM H={hidden} B={rows} T={steps:<6}{how:<26}{said}", flush=True)
+    return found
 
 
 def peak(how: str, hidden: int, rows: int, steps: int) -> int:

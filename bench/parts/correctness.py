@@ -13,8 +13,8 @@ import torch
 
 import fusedrnn
 
+from ..loops import Greedy, Reads
 from . import Row, Where
-from .loops import Greedy, Reads
 
 _SLACK = 1e-5
 

@@ -9,8 +9,8 @@ import torch
 
 from fusedrnn.models import G2P, g2p_checkpoint
 
+from ..loops import Greedy, plan_of
 from . import Row, Where
-from .loops import Greedy, plan_of
 from .timing import in_turn, profiled, ratio, spread
 
 _LETTERS = "etaoinshrdlu"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..loops import Reads, plan_of
 from . import Row, Where
-from .loops import Reads, plan_of
 from .timing import in_turn, marginal, profiled, ratio, spread
 
 _LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}

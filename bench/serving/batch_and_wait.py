@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,39 @@ from fusedrnn.serve.scheduler import slots_of
 _AT_ONCE = 1 << 12  # steps of a launch: all that a batch takes
 
 
+class Batch:
+    """Requests of a model, run together to their end. Rows that have finished take no time.
+
+    Args:
+        model: what is served.
+        most: requests in a batch.
+    """
+
+    def __init__(self, model: Model, most: int) -> None:
+        self.model, self.slots = model, slots_of(model, most)
+
+    @torch.no_grad()
+    def run(self, requests: Sequence[Any]) -> list[list[Any]]:
+        """The chunks of each."""
+        slots: Slots = self.slots
+        wrong = slots.admit(dict(enumerate(self.model.admit(requests))))  # type: ignore[arg-type]
+        assert not wrong, wrong
+        parts: list[list[list[np.ndarray]]] = [[] for _ in requests]
+        while not slots.finished.all():
+            launch = slots.launch(_AT_ONCE)
+            for row, mine in enumerate(parts):
+                mine.append([emit[: launch.taken[row], row] for emit in launch.emits])
+        chunks = []
+        for request, mine in zip(requests, parts, strict=True):
+            if not mine:  # no row had a step to take
+                chunks.append([])
+                continue
+            whole = [np.concatenate(leaves) for leaves in zip(*mine, strict=True)]
+            chunk = self.model.emit(request, slots.emit_tree(whole))
+            chunks.append([] if chunk is None else [chunk])
+        return chunks
+
+
 class BatchAndWait:
     """Batches of a model's requests.
 
@@ -26,8 +59,7 @@ class BatchAndWait:
     """
 
     def __init__(self, model: Model, most: int, wait: float) -> None:
-        self.model, self.most, self.wait = model, most, wait
-        self.slots: Slots = slots_of(model, most)
+        self.most, self.wait, self._batch = most, wait, Batch(model, most)
         self._waiting: asyncio.Queue[tuple[Any, asyncio.Future[list[Any]]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
         self._task: asyncio.Task[None] | None = None
@@ -65,27 +97,7 @@ class BatchAndWait:
                     )
                 except TimeoutError:
                     break
-            made = await loop.run_in_executor(self._thread, self._run, [request for request, _ in batch])
+            made = await loop.run_in_executor(self._thread, self._batch.run, [request for request, _ in batch])
             self.batches += 1
             for (_, answer), chunks in zip(batch, made, strict=True):
                 answer.set_result(chunks)
-
-    @torch.no_grad()
-    def _run(self, requests: list[Any]) -> list[list[Any]]:
-        values = self.model.admit(requests)
-        wrong = self.slots.admit(dict(enumerate(values)))  # type: ignore[arg-type]
-        assert not wrong, wrong
-        parts: list[list[list[np.ndarray]]] = [[] for _ in requests]
-        while not self.slots.finished.all():
-            launch = self.slots.launch(_AT_ONCE)
-            for row, mine in enumerate(parts):
-                mine.append([emit[: launch.taken[row], row] for emit in launch.emits])
-        chunks = []
-        for request, mine in zip(requests, parts, strict=True):
-            if not mine:  # no row had a step to take
-                chunks.append([])
-                continue
-            whole = [np.concatenate(leaves) for leaves in zip(*mine, strict=True)]
-            chunk = self.model.emit(request, self.slots.emit_tree(whole))
-            chunks.append([] if chunk is None else [chunk])
-        return chunks

@@ -102,33 +102,30 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{percent}": float(np.percentile(values, percent)) for percent in (50, 95, 99)}
 
 
-class Search:
-    """The most that a server serves with p99 within a limit, by bisection.
+class Curve:
+    """What a server serves, by how long it may take.
 
     Args:
-        of: "total", the whole answer's, or "first", the first chunk's.
-        limit: seconds.
-        highest: requests a second, more than it can serve.
-
-    Attributes:
-        rate: to be tried next.
-        best: what was served within the limit.
+        reports: of loads at some rates.
     """
 
-    def __init__(self, of: str, limit: float, highest: float) -> None:
-        self.of, self.limit, self._low, self._high = of, limit, 0.0, highest
-        self.rate = highest / 4
-        self.best: Report | None = None
+    def __init__(self, reports: Sequence[Report]) -> None:
+        self.reports = sorted(reports, key=lambda report: report.offered)
 
-    def within(self, report: Report) -> bool:
-        """Whether a load was served as it should be."""
-        p99: float = getattr(report, self.of)["p99"]
-        return p99 <= self.limit and not report.failed
+    def served(self, of: str, limit: float) -> float | None:
+        """The most requests a second with a p99 within a limit, between two loads by a straight line; None where no load was within.
 
-    def note(self, report: Report) -> None:
-        """What came of the rate."""
-        if self.within(report):
-            self._low, self.best = self.rate, report
-        else:
-            self._high = self.rate
-        self.rate = (self._low + self._high) / 2
+        Args:
+            of: "total", the whole answer's p99, or "first", the first chunk's.
+            limit: seconds.
+        """
+        times = [float("inf") if report.failed else getattr(report, of)["p99"] for report in self.reports]
+        within = [place for place, p99 in enumerate(times) if p99 <= limit]
+        if not within:
+            return None
+        last = within[-1]
+        here = self.reports[last]
+        if last + 1 == len(times) or times[last + 1] == float("inf"):
+            return here.served
+        part = (limit - times[last]) / (times[last + 1] - times[last])
+        return here.served + part * max(self.reports[last + 1].served - here.served, 0.0)

@@ -6,6 +6,7 @@ import ctypes
 import math
 from array import array
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -333,6 +334,7 @@ class Bound:
                 self._returned.append((kind, place, last, leaf))
         self._point(layout.init_fin, begun.finished)
         self._after = After(native.source.sunk, tensors)
+        self._into: Sequence[torch.Tensor] | None = None
 
     def _point(self, entry: int, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_contiguous():
@@ -340,6 +342,18 @@ class Bound:
         self._alive.append(tensor)
         self._entries[entry] = tensor.data_ptr()
         return tensor
+
+    def beginning(self, begun: Start, into: Sequence[torch.Tensor] | None = None) -> Bound:
+        """The same loop over the same tensors, begun with other flags and another state of the same shapes; it has no other leaves that are
+        carried. ``into``: memory for the last state, if one is run at a time."""
+        other = copy(self)
+        other.begun, other._entries, other._alive, other._returned, other._into = begun, self._entries[:], [self._alive], [], into
+        for kind, place, entry, last in self._layout.carried:
+            leaf = other._point(entry, begun.finished if kind == "finished" else begun.state[place])
+            if last is not None:
+                other._returned.append((kind, place, last, leaf))
+        other._point(self._layout.init_fin, begun.finished)
+        return other
 
     def result(self, call: Call, emit_port: Port) -> Result | None:
         """What the loop returns; None where it fails or takes no step, which the slower way explains."""
@@ -352,7 +366,7 @@ class Bound:
         entries = self._entries[:]
         leaves = {"state": list(self.begun.state), "loop_state": list(self.begun.loop_state or ())}
         for kind, place, entry, like in self._returned:
-            last = leaves[kind][place] = _like(like)
+            last = leaves[kind][place] = _like(like) if self._into is None else self._into[place]
             entries[entry] = last.data_ptr()
         flags = array("b", bytes(layout.batch)), array("i", bytes(4 * layout.batch))
         entries[layout.finished], entries[layout.lengths] = flags[0].buffer_info()[0], flags[1].buffer_info()[0]

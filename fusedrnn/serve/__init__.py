@@ -7,8 +7,9 @@ from .g2p import G2PModel
 from .metrics import Histogram, Metrics
 from .model import Model, SlotLoop
 from .recogniser import Left, Piece, RecogniserModel, Session
+from .rows import Row
 from .scheduler import Scheduler
-from .slots import Row, Slots
+from .slots import Slots
 from .work import Ticket
 
 __all__ = [

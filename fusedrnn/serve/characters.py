@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from .. import random
-from ..models.characters import ALPHABET, SPACE, Characters, text, tokens
+from ..models.characters import ALPHABET, SPACE, Characters, tokens
 from .model import Model, SlotLoop, Values
-from .slots import Row
+from .rows import Row
+
+_LETTERS = np.frombuffer(ALPHABET.encode(), np.uint8)  # each is one byte
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,11 @@ class CharactersModel(Model):
     def _values(self, request: Continuation) -> Values:
         letters = tokens(request.prompt)
         return {
-            "prompt": torch.tensor(letters, dtype=torch.int64), "length": torch.tensor(len(letters)), "most": torch.tensor(request.most),
-            "one_word": torch.tensor(request.one_word), "temperature": torch.tensor(float(request.temperature)),
-            "top_k": torch.tensor(len(ALPHABET) if request.top_k is None else min(request.top_k, len(ALPHABET))),
-            "seed": torch.tensor(random.row_seed(request.seed)),
+            "prompt": np.array(letters, np.int64), "length": len(letters), "most": request.most, "one_word": request.one_word,
+            "temperature": float(request.temperature),
+            "top_k": len(ALPHABET) if request.top_k is None else min(request.top_k, len(ALPHABET)), "seed": random.row_seed(request.seed),
         }  # fmt: skip
 
     def emit(self, request: Continuation, values: npt.NDArray[Any]) -> str | None:
-        written = text([token for token in values.tolist() if token >= 0])
+        written = _LETTERS[values[values >= 0]].tobytes().decode()
         return (written.rstrip(" ") if request.one_word else written) or None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from ..fallback import log
 from .errors import ServeError
 from .metrics import Metrics
 from .model import Model
 from .scheduler import Scheduler
 from .work import Ticket
+
+_LAUNCHES_BEHIND = 4  # that are not handed out, at most
 
 
 class Stream(AsyncIterator[Any]):
@@ -64,7 +67,8 @@ class Engine:
     """Continuous batching of a model's requests over a fixed number of slots.
 
     Requests enter free slots between launches and leave at the step in which they finish. A request's output has the same bits
-    whoever else is there, and none touches another. Between `start` and `close` a task of the event loop plans, and a thread computes.
+    whoever else is there, and none touches another. Between `start` and `close` a thread plans and computes launch after launch; the event
+    loop hands out what they made, at most a few launches behind.
 
     Args:
         model: what is served.
@@ -75,6 +79,9 @@ class Engine:
     Raises:
         ValueError: a number is out of range.
         PlanError: the model's loop cannot be served: ``.reason`` says why.
+
+    Attributes:
+        error: the fault that has ended it; None for none.
     """
 
     def __init__(self, model: Model, slots: int = 256, *, threads: int | None = None, **options: Any) -> None:
@@ -82,9 +89,11 @@ class Engine:
             raise ValueError(f"threads must be an int of at least 1, or None, got {threads!r}")
         self.model, self.threads = model, threads or torch.get_num_threads()
         self.scheduler = Scheduler(model, slots, **options)
-        self._thread: ThreadPoolExecutor | None = None
-        self._driver: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
+        self.error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = self._announced = False
+        self._wake, self._read = threading.Event(), threading.Event()  # there are requests; what was made was handed out
         self._quiet = asyncio.Event()
 
     @property
@@ -95,21 +104,20 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether it takes requests."""
-        return self._driver is not None and not self._driver.done() and not self.scheduler.draining
+        return self.alive and not self.scheduler.draining
 
     @property
     def alive(self) -> bool:
         """Whether it was started and neither closed nor ended by a fault: it may be draining."""
-        return self._driver is not None and not self._driver.done()
+        return self._thread is not None and not self._closing and self.error is None
 
     async def start(self) -> Self:
         """Begin to serve. Raises RuntimeError if it was begun before."""
-        if self._driver is not None:
+        if self._thread is not None:
             raise RuntimeError("this engine was started before: make another")
-        self._thread = ThreadPoolExecutor(
-            1, "fusedrnn-serve", torch.set_num_threads, (self.threads,)
-        )  # a thread begins with as many as the environment says
-        self._driver = asyncio.create_task(self._drive(), name=f"fusedrnn engine of {self.model.name}")
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._serve, name=f"fusedrnn engine of {self.model.name}", daemon=True)
+        self._thread.start()
         return self
 
     def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None) -> Stream:
@@ -118,10 +126,10 @@ class Engine:
         Raises:
             ServeError: the engine is not started.
         """
-        if self._driver is None or self._driver.done():
+        if not self.alive:
             raise ServeError("the engine is not running: await its start()")
         stream = Stream(self, self.scheduler.submit(request, priority=priority, deadline=deadline))
-        self._news.set()
+        self._wake.set()
         return stream
 
     async def generate(self, request: Any, *, priority: int = 0, deadline: float | None = None) -> AsyncIterator[Any]:
@@ -133,53 +141,79 @@ class Engine:
     async def drain(self) -> None:
         """Take no more requests and wait until all that were accepted have ended."""
         self.scheduler.drain()
-        while not self.scheduler.idle and self._driver is not None and not self._driver.done():
+        while self.alive and not self.scheduler.idle:
             self._quiet.clear()
-            self._news.set()
             await self._quiet.wait()
 
     async def close(self) -> None:
         """Cancel what has not ended, and stop. After `drain` nothing is cancelled."""
         self.scheduler.drain()
-        if self._driver is not None and not self._driver.done():
-            self._driver.cancel()
-            await asyncio.gather(self._driver, return_exceptions=True)
-        self.scheduler.end_all()
-        if self._thread is not None:
-            self._thread.shutdown()
-        self._quiet.set()
+        self._closing = True
+        self._wake.set()
+        self._read.set()
+        try:
+            if self._thread is not None:  # it still waits for the launch that is under way
+                await asyncio.to_thread(self._thread.join)
+        finally:
+            self.scheduler.end_all()
+            self._quiet.set()
 
     async def __aenter__(self) -> Self:
         return await self.start()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            await self.drain()
-        await self.close()
-
-    async def _drive(self) -> None:
         try:
-            await self._launches()
-        except Exception as error:  # a fault of the engine: no one may wait for what never comes
-            self.scheduler.drain()
-            self.scheduler.end_all(error)
-            self._quiet.set()
-            raise
+            if kind is None:
+                await self.drain()
+        finally:
+            await self.close()
 
-    async def _launches(self) -> None:
-        loop, scheduler = asyncio.get_running_loop(), self.scheduler
-        while True:
+    def _serve(self) -> None:
+        """Launch after launch, in the engine's thread."""
+        try:
+            torch.set_num_threads(self.threads)  # a thread begins with as many as the environment says
+            self._launches()
+        except BaseException as error:
+            log.exception("the engine of %s has ended by a fault", self.model.name)
+            self._call(self._fail, error)
+
+    def _launches(self) -> None:
+        scheduler = self.scheduler
+        most = _LAUNCHES_BEHIND * scheduler.metrics.slots
+        while not self._closing:
+            self._wake.clear()
             work = scheduler.plan()
-            if work is None:
-                self._quiet.set()
-                self._news.clear()
-                await self._news.wait()
-                continue
-            computed = loop.run_in_executor(self._thread, work.run)
-            try:
-                scheduler.hand_out()  # what the launch before has made, while this one runs
-                await asyncio.shield(computed)
-            finally:  # told to stop, it still waits for the launch that is under way
-                if not computed.done():
-                    await asyncio.wait([computed])
+            if work is not None:
+                work.run()
                 scheduler.take_back(work)
+            if (scheduler.behind or work is None) and not self._announced:
+                self._announced = True
+                self._call(self._hand_out)
+            if work is None:
+                self._wake.wait()
+            while scheduler.behind > most and not self._closing:  # nothing piles up where the event loop does not come to it
+                self._read.clear()
+                if scheduler.behind > most:
+                    self._read.wait()
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the event loop call something; where it has gone without `close`, there is no one left to serve."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            self._closing = True
+
+    def _hand_out(self) -> None:
+        self._announced = False
+        self.scheduler.hand_out()
+        self._read.set()
+        if self.scheduler.idle:
+            self._quiet.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """No one may wait for what never comes."""
+        self.error = error
+        self.scheduler.drain()
+        self.scheduler.end_all(error)
+        self._quiet.set()

@@ -15,7 +15,7 @@ from ..compiled import compile as compiled
 from ..models import g2p_checkpoint as checkpoint
 from ..models.g2p import G2P
 from .model import Model, SlotLoop, Values
-from .slots import Row
+from .rows import Row
 
 _AT_ONCE = 64  # words in a call of the encoder, which is compiled for so many rows: those that are not there take no time
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..contract import LoopFn
 from ..trees import Tree
-from .slots import Row
+from .rows import Row, Value
 
-Values = Mapping[str, torch.Tensor]
+Values = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,9 @@ class Model(ABC):
     def admit(self, requests: Sequence[Any]) -> Sequence[Values | Exception]:
         """What rows of these requests begin with: for each the values of the loop's `rows` by name, or what is wrong with it.
 
-        A request's values may not depend on the others that are admitted with it.
+        A value is a tensor, a numpy array, or, where a row holds one number, that number. A request's values may not depend on the others
+        that are admitted with it. Called in the engine's thread; `check`, `emit` and `ended` are called in that of the event loop, and may
+        be at the same time.
         """
 
     @abstractmethod

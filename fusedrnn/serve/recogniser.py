@@ -13,7 +13,7 @@ import torch
 
 from ..models.recogniser import Recogniser
 from .model import Model, SlotLoop, Values
-from .slots import Row
+from .rows import Row
 
 if TYPE_CHECKING:
     from .engine import Engine

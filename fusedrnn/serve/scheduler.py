@@ -1,14 +1,17 @@
 """Who runs when. In: requests, cancellations and the clock; out: launches over the slots, and each request's chunks.
 
-Nothing here waits or starts a thread. `Scheduler.plan` decides, `Work.run` computes and may do so in another thread, `Scheduler.take_back`
-frees slots, `Scheduler.hand_out` gives requests their chunks, which may wait until the next launch runs. `fusedrnn.serve.Engine` does so.
+Nothing here starts a thread. `Scheduler.plan` decides, `Work.run` computes, `Scheduler.take_back` frees slots, `Scheduler.hand_out` gives
+requests their chunks, or the news that they have ended. The first three may be called in one thread while another one submits, cancels and
+hands out, as `fusedrnn.serve.Engine` does: the next launch waits for no one who reads.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,14 +32,14 @@ Clock = Callable[[], float]
 
 @dataclass
 class _Made:
-    """What a launch made for one request: its row, how many steps it took, and whether that was the end."""
+    """What a launch made for one request: its row, how many steps it took, and whether that was the end. No work: only the end."""
 
     ticket: Ticket
     slot: int
     taken: int
     over: bool
     error: Exception | None
-    work: Work
+    work: Work | None
     at: float
 
 
@@ -66,7 +69,7 @@ class Scheduler:
         step_limit: int | None = None,
         latency: float = 0.004,
         throughput: float = 0.02,
-        steps: int = 64,
+        steps: int = 256,
         backend: str = "auto",
         clock: Clock = time.monotonic,
     ) -> None:
@@ -85,7 +88,8 @@ class Scheduler:
         self._freed: list[int] = []  # slots that are to be told
         self._order = itertools.count()
         self._work: Work | None = None
-        self._made: list[_Made] = []  # by the launch that was taken back last
+        self._made: deque[_Made] = deque()  # by launches that were taken back, and not handed out
+        self._lock = threading.RLock()  # of who waits and runs
         self._service = 0.0  # seconds that a request holds its slot, of late
 
     def submit(self, request: Any, *, priority: int = 0, deadline: float | None = None, told: Callable[[], None] | None = None) -> Ticket:
@@ -100,7 +104,7 @@ class Scheduler:
         Raises:
             Draining: no requests are taken any more.
             QueueFull: as many are waiting as may.
-            TypeError, ValueError: it is no request of the model, or the deadline is negative.
+            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is negative.
         """
         if self.draining:
             self.metrics.rejected["draining"] += 1
@@ -108,41 +112,44 @@ class Scheduler:
         try:
             if deadline is not None and not deadline >= 0:
                 raise ValueError(f"deadline must be at least 0 seconds, got {deadline}")
+            if isinstance(priority, bool) or not isinstance(priority, int):
+                raise TypeError(f"priority must be an int, got {priority!r}")
             self.model.check(request)
-        except (TypeError, ValueError):
+        except Exception:
             self.metrics.rejected["bad request"] += 1
             raise
-        if self.metrics.waiting >= self.queue + len(self._free):
-            self.metrics.rejected["queue full"] += 1
-            raise QueueFull(self.metrics.waiting, self.retry_after())
-        now = self.clock()
-        ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
-        self._waiting = self._pushed(self._waiting, priority, ticket)
-        if ticket.deadline is not None:
-            self._deadlines = self._pushed(self._deadlines, ticket.deadline, ticket)
-        self.metrics.accepted += 1
-        self.metrics.waiting += 1
+        with self._lock:
+            if self.metrics.waiting >= self.queue + len(self._free):
+                self.metrics.rejected["queue full"] += 1
+                raise QueueFull(self.metrics.waiting, self.retry_after())
+            now = self.clock()
+            ticket = Ticket(request, priority, None if deadline is None else now + deadline, now, next(self._order), told=told)
+            self._waiting = self._pushed(self._waiting, priority, ticket)
+            if ticket.deadline is not None:
+                self._deadlines = self._pushed(self._deadlines, ticket.deadline, ticket)
+            self.metrics.accepted += 1
+            self.metrics.waiting += 1
         return ticket
 
     def _pushed(self, heap: list[tuple[float, int, Ticket]], key: float, ticket: Ticket) -> list[tuple[float, int, Ticket]]:
         """The heap with a ticket, and without those that have ended where they are most of it."""
         if len(heap) > 2 * (self.metrics.running + self.metrics.waiting) + 64:
-            heap = [entry for entry in heap if not entry[2].done]
+            heap = [entry for entry in heap if not entry[2].over]
             heapq.heapify(heap)
         heapq.heappush(heap, (key, ticket.order, ticket))
         return heap
 
     def cancel(self, ticket: Ticket) -> None:
         """End a request; its slot is free for the next launch. One that has ended stays as it is."""
-        if not ticket.done:
-            self._end(ticket, Cancelled())
+        self._end(ticket, Cancelled())
 
-    def end_all(self, error: Exception | None = None) -> None:
+    def end_all(self, error: BaseException | None = None) -> None:
         """End all requests, as cancelled or with an error."""
         self.hand_out()
-        for ticket in [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]:
-            if not ticket.done:
-                self._end(ticket, Cancelled() if error is None else _failed(error))
+        with self._lock:
+            tickets = [*self._running.values(), *[ticket for _, _, ticket in self._waiting]]
+        for ticket in tickets:
+            self._end(ticket, Cancelled() if error is None else _failed(error))
 
     def drain(self) -> None:
         """Take no more requests; those that were accepted are run to their end."""
@@ -151,40 +158,50 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing that was accepted has not ended."""
-        return not self.metrics.waiting and not self.metrics.running and not self._made
+        with self._lock:
+            return not self.metrics.waiting and not self.metrics.running and not self._made
+
+    @property
+    def behind(self) -> int:
+        """How much of what launches made is still to be handed out, in rows."""
+        return len(self._made)
 
     def retry_after(self) -> float:
         """Seconds until there is likely to be room in the queue."""
         return max(self._service / self.metrics.slots, 0.01)
 
     def plan(self) -> Work | None:
-        """The next launch, which has to be taken back before another is planned; None where there is nothing to run and to hand out."""
+        """The next launch, which has to be taken back before another is planned; None where there is nothing to run."""
         if self._work is not None:
             raise RuntimeError("a launch is under way: settle it before the next one is planned")
-        now = self.clock()
-        self._expire(now)
-        running = list(self._running)
-        admitted: dict[int, Any] = {}
+        with self._lock:
+            now = self.clock()
+            self._expire(now)
+            admitted = self._admitted(now)
+            if not self._running:
+                return None
+            urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
+            steps = self.pace.steps(urgent)
+            freed, self._freed = self._freed, []
+            self._work = Work(self.model, self.slots, freed, dict(self._running), admitted, steps)
+        self._work.began = time.perf_counter()
+        return self._work
+
+    def _admitted(self, now: float) -> list[int]:
+        """The slots that requests have entered now."""
+        admitted: list[int] = []
         while self._waiting and self._free:
             ticket = heapq.heappop(self._waiting)[2]
-            if ticket.done:
+            if ticket.over:
                 continue
             slot = ticket.slot = heapq.heappop(self._free)
             self._running[slot] = ticket
-            admitted[slot] = ticket.request
+            admitted.append(slot)
             ticket.started = now
             self.metrics.queue_seconds.add(now - ticket.accepted)
             self.metrics.waiting -= 1
             self.metrics.running += 1
-        if not self._running:
-            self.hand_out()
-            return None
-        urgent = self.metrics.waiting > 0 or any(ticket.first_chunk is None for ticket in self._running.values())
-        steps = self.pace.steps(urgent)
-        freed, self._freed = [slot for slot in self._freed if slot not in admitted], []
-        self._work = Work(self.model, self.slots, freed, admitted, running, steps)
-        self._work.began = time.perf_counter()
-        return self._work
+        return admitted
 
     def settle(self, work: Work) -> None:
         """Take a launch back and hand out what it made."""
@@ -195,37 +212,43 @@ class Scheduler:
         """Free the slots of rows that a launch has ended; the next one can be planned. What it made is still to be handed out."""
         if work is not self._work:
             raise RuntimeError("this launch is not the one that was planned last")
-        self.hand_out()
-        self._work = None
-        if work.error is not None or work.launch is None:
-            for ticket in list(self._running.values()):
-                self._end(ticket, _failed(work.error))
-            self._freed = list(range(self.slots.count))
-            return
-        now, launch = self.clock(), work.launch
+        with self._lock:
+            self._work = None
+            now = self.clock()
+            if work.error is not None or work.launch is None:
+                for slot, ticket in work.occupants.items():
+                    if not ticket.over:
+                        self._leave(ticket, _Made(ticket, slot, 0, True, _failed(work.error or RuntimeError("it was given up")), None, now))
+                self._freed = list(range(self.slots.count))
+                return
+            self._take_back(work, work.launch, now)
+        self._note(work, work.launch)
+
+    def _take_back(self, work: Work, launch: Launch, now: float) -> None:
         taken, finished = launch.taken.tolist(), launch.finished.tolist()
-        for slot in (*work.running, *work.admitted):
-            if slot not in self._running:  # cancelled meanwhile
+        for slot, ticket in work.occupants.items():
+            if ticket.over:  # meanwhile: whoever has the slot now, this row was not theirs
                 continue
-            ticket = self._running[slot]
-            ticket.steps += taken[slot]
+            steps = 0 if slot in work.wrong else taken[slot]
+            left = steps if self.step_limit is None else self.step_limit - ticket.steps
             error: Exception | None = None
             if slot in work.wrong:
                 error = _failed(work.wrong[slot])
+            elif steps > left or (steps == left and self.step_limit is not None and (slot in launch.failed or not finished[slot])):
+                steps, error = left, StepLimit(left + ticket.steps)  # whatever the launch took: that depends on others
             elif slot in launch.failed:
                 error = RequestFailed("the request looks where there is nothing, such as past the end of its input")
-            elif not finished[slot] and self.step_limit is not None and ticket.steps >= self.step_limit:
-                error = StepLimit(self.step_limit)
-            over = finished[slot] or error is not None
-            if over:
-                self._release(ticket)
-            self._made.append(_Made(ticket, slot, taken[slot], over, error, work, now))
-        self._note(work, launch)
+            ticket.steps += steps
+            made = _Made(ticket, slot, steps, finished[slot] or error is not None, error, work, now)
+            if made.over:
+                self._leave(ticket, made)
+            else:
+                self._made.append(made)
 
     def hand_out(self) -> None:
-        """Give requests the chunks of the launch that was taken back last, if that was not done. It may be done while the next one runs."""
-        made, self._made = self._made, []
-        for one in made:
+        """Give requests the chunks of launches that were taken back, and tell those that have ended."""
+        while self._made:
+            one = self._made.popleft()
             if not one.ticket.done:
                 self._hand_out(one)
 
@@ -233,23 +256,27 @@ class Scheduler:
         """Plan, run and settle one launch here and now; whether there was one."""
         work = self.plan()
         if work is None:
+            self.hand_out()
             return False
-        work.run()
-        self.settle(work)
+        try:
+            work.run()
+        finally:
+            self.settle(work)
         return True
 
     def _hand_out(self, made: _Made) -> None:
         ticket, work, slot, taken = made.ticket, made.work, made.slot, made.taken
-        assert work.launch is not None
         chunks: list[Any] = []
         try:
-            if taken:
+            if taken and work is not None and work.launch is not None:
                 values = self.slots.emit_tree([emit[:taken, slot] for emit in work.launch.emits])
                 chunks.append(self.model.emit(ticket.request, values))
-            if made.over and made.error is None:
+            if made.over and made.error is None and work is not None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
         except Exception as error:
             self._end(ticket, _failed(error))
+            return
+        if ticket.done:  # the model has cancelled it
             return
         new = [chunk for chunk in chunks if chunk is not None]
         if new:
@@ -263,33 +290,20 @@ class Scheduler:
             ticket.tell()
 
     def _expire(self, now: float) -> None:
-        while self._deadlines and (self._deadlines[0][2].done or self._deadlines[0][0] <= now):
+        while self._deadlines and (self._deadlines[0][2].over or self._deadlines[0][0] <= now):
             deadline, _, ticket = heapq.heappop(self._deadlines)
-            if not ticket.done:
-                self._end(ticket, DeadlineExceeded(deadline - ticket.accepted, ticket.steps))
+            if not ticket.over:
+                error = DeadlineExceeded(deadline - ticket.accepted, ticket.steps)
+                self._leave(ticket, _Made(ticket, -1, 0, True, error, None, now))
 
-    def _end(self, ticket: Ticket, error: Exception | None) -> None:
-        ticket.done, ticket.error, ticket.ended = True, error, self.clock()
-        metrics = self.metrics
-        if ticket.slot is None:
-            metrics.waiting -= 1
-        else:
-            self._release(ticket)
-        if error is None:
-            metrics.completed += 1
-            metrics.total_seconds.add(ticket.ended - ticket.accepted)
-        elif isinstance(error, Cancelled):
-            metrics.cancelled += 1
-        elif isinstance(error, DeadlineExceeded):
-            metrics.expired += 1
-        else:
-            metrics.failed += 1
-        ticket.tell()
-
-    def _release(self, ticket: Ticket) -> None:
-        """Free its slot, if it still has one."""
+    def _leave(self, ticket: Ticket, made: _Made | None = None) -> None:
+        """A request is over, and has its slot or its place in the queue no more; the news of it are to be handed out."""
+        ticket.over = True
+        if made is not None:
+            self._made.append(made)
         slot = ticket.slot
-        if slot is None or self._running.get(slot) is not ticket:
+        if slot is None:
+            self.metrics.waiting -= 1
             return
         del self._running[slot]
         heapq.heappush(self._free, slot)
@@ -299,12 +313,32 @@ class Scheduler:
         held = self.clock() - ticket.started
         self._service = held if not self._service else 0.9 * self._service + 0.1 * held
 
+    def _end(self, ticket: Ticket, error: Exception | None) -> None:
+        """Tell a request that it has ended, if it was not told."""
+        with self._lock:
+            if ticket.done:
+                return
+            if not ticket.over:
+                self._leave(ticket)
+            ticket.done, ticket.error, ticket.ended = True, error, self.clock()
+            metrics = self.metrics
+            if error is None:
+                metrics.completed += 1
+                metrics.total_seconds.add(ticket.ended - ticket.accepted)
+            elif isinstance(error, Cancelled):
+                metrics.cancelled += 1
+            elif isinstance(error, DeadlineExceeded):
+                metrics.expired += 1
+            else:
+                metrics.failed += 1
+        ticket.tell()
+
     def _note(self, work: Work, launch: Launch) -> None:
         metrics, rows = self.metrics, int(launch.taken.sum())
         metrics.launches += 1
         metrics.steps += launch.steps
         metrics.row_steps += rows
-        metrics.occupancy.add((len(work.running) + len(work.admitted)) / metrics.slots)
+        metrics.occupancy.add(len(work.occupants) / metrics.slots)
         metrics.launch_seconds.add(work.seconds)
         if launch.failed:
             metrics.fallbacks["a row looked where there is nothing: the launch ran in parts"] += 1
@@ -334,7 +368,7 @@ def _sizes(loop: SlotLoop) -> list[int]:
     return [size for tensor in tensors if not isinstance(tensor, torch.nn.Parameter) for size in tensor.shape]
 
 
-def _failed(error: Exception | None) -> RequestFailed:
+def _failed(error: BaseException) -> RequestFailed:
     made = RequestFailed(f"{type(error).__name__}: {error}")
     made.__cause__ = error
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,23 +21,12 @@ from ..errors import PlanError
 from ..executors import native, persistent, warm
 from ..executors.backends import refuse_unavailable
 from ..executors.captured import refuse_surroundings
-from ..executors.native_call import End
+from ..executors.native_call import Bound, End
+from ..executors.prologue import version
 from ..frames import Frame
 from ..optimise.hoist import tokens
 from .program import PRODUCTS, Staggered, for_kernel, staggered
-
-
-@dataclass(frozen=True)
-class Row:
-    """A tensor that loop_fn closes over and that holds something of each slot.
-
-    Attributes:
-        tensor: with the slots along ``dim``. The engine writes into it.
-        dim: 0 for ``[slots, ...]``; 1 for ``[T, slots, ...]``, which loop_fn reads as ``tensor[time]``.
-    """
-
-    tensor: torch.Tensor
-    dim: int = 0
+from .rows import Row, Rows, Value, array_of
 
 
 @dataclass
@@ -48,7 +38,7 @@ class Launch:
         taken: ``[slots]`` int32: how many of them each row took.
         finished: ``[slots]`` bool: rows that finished, or held no request.
         emits: of each leaf of the emit ``[steps, slots, ...]``; a row's own are the first ``taken``.
-        failed: rows that looked where there is nothing. They took no step.
+        failed: rows that looked where there is nothing, after the steps that they took.
     """
 
     steps: int
@@ -99,7 +89,8 @@ class Slots:
             raise ValueError(f"backend must be 'auto', 'native' or 'persistent', got {backend!r}")
         self.rows = dict(rows)
         self._call = Call.checked(cell, loop_fn)
-        self._calls: dict[int, Call] = {}
+        self._bound: dict[int, Bound] = {}  # by the steps of a launch
+        self._versions: list[Any] = []  # of the tensors that they were made of
         try:
             with torch.no_grad(), frames.running() as frame, branches.taken():
                 self._prepare(frame, backend)
@@ -110,6 +101,8 @@ class Slots:
         device = self._begun.device
         self.state = [torch.zeros(self.count, *(leaf.shape or ())[1:], dtype=leaf.dtype, device=device) for leaf in leaves]
         self.finished = torch.ones(self.count, dtype=torch.bool)
+        self._one = torch.ones((), dtype=torch.int32, device=device)
+        self._spare: list[torch.Tensor] | None = None  # memory of a state that is no more
 
     def _prepare(self, frame: Frame, backend: str) -> None:
         begun = contract.start(self._call, frame)
@@ -117,7 +110,9 @@ class Slots:
         refuse_unavailable(self.executor)
         refuse_surroundings(begun)
         program, self._tensors = cache.captured(self._call, frame, begun)
-        self._check_rows(begun.batch)
+        self._rows = Rows(self.rows, begun.batch, self._tensors)
+        of_slots = {id(row.tensor) for row in self.rows.values()}
+        self._weights = [tensor for tensor in self._tensors if id(tensor) not in of_slots]
         _, moved = tokens(program)
         first = warm.Warm.made(self._call, begun, program, self._tensors, _Embeddings(moved.embeddings))
         if first is None:
@@ -126,6 +121,8 @@ class Slots:
         settled = [*first.first.targets, *[target for target, _ in first.first.known]]
         known = frozenset(target.place for target in settled if target.kind == "token")
         self._first = first
+        by_values = [*first.first.sources, *[known for _, known in first.first.known if isinstance(known, Source)]]
+        self._constant = None if by_values else first.started(self._tensors, Frame(0))  # the same for all requests
         self._staggered: Staggered = staggered(program, begun, known)
         self._begun = self._bare(begun)
         self._loop, self._program = self._compiled(begun)
@@ -152,13 +149,6 @@ class Slots:
         emit_port = program.emits(begun.batch)
         return Start(begun.batch, begun.device, begun.finished, [], program.inputs_port, [], program.state_port, None, None, emit_port)
 
-    def _check_rows(self, batch: int) -> None:
-        for name, row in self.rows.items():
-            if row.tensor.ndim <= row.dim or row.tensor.shape[row.dim] != batch:
-                raise ValueError(f"{name} must have the {batch} slots in dimension {row.dim}, got shape {list(row.tensor.shape)}")
-            if not any(tensor is row.tensor for tensor in self._tensors):
-                raise ValueError(f"{name} is not among the tensors that loop_fn closes over")
-
     @property
     def program(self) -> Program:
         return self._staggered.program
@@ -168,27 +158,8 @@ class Slots:
         """The structure of an emit."""
         return self._staggered.program.emit_port
 
-    def checked(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Whether a request's values fit their rows.
-
-        Raises:
-            ValueError: a name is missing or unknown, or a value has another dtype or shape.
-        """
-        if values.keys() != self.rows.keys():
-            raise ValueError(f"a request must give {', '.join(sorted(self.rows))}; got {', '.join(sorted(values)) or 'nothing'}")
-        for name, value in values.items():
-            row = self.rows[name]
-            tensor = row.tensor
-            room = [*tensor.shape[: row.dim], *tensor.shape[row.dim + 1 :]]
-            value = torch.as_tensor(value)
-            if value.dtype != tensor.dtype:
-                raise ValueError(f"{name} must be {tensor.dtype}, got {value.dtype}")
-            fits = list(value.shape) == room or (row.dim == 1 and list(value.shape[1:]) == room[1:] and value.ndim == len(room))
-            if not fits or (room and value.shape[:1] > tuple(room[:1])):
-                raise ValueError(f"{name} must have shape {room}{' or fewer in the first dimension' * row.dim}, got {list(value.shape)}")
-
-    def admit(self, admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[int, Exception]:
-        """Begin rows in empty slots, which are zeroed first.
+    def admit(self, admitted: Mapping[int, Mapping[str, Value]]) -> dict[int, Exception]:
+        """Begin rows in slots, which are emptied and zeroed first.
 
         Args:
             admitted: by slot the values of its rows; shorter ones along time are filled up with zeros.
@@ -196,21 +167,22 @@ class Slots:
         Returns:
             By slot what is wrong with a request that cannot begin; its slot stays empty.
         """
+        self.free(list(admitted))  # where a row cannot begin, the one before it does not go on
         wrong: dict[int, Exception] = {}
         for slot, values in admitted.items():
             try:
-                self.checked(values)
-            except (ValueError, TypeError) as error:
+                self._rows.checked(values)
+            except Exception as error:  # a model's values may be anything
                 wrong[slot] = error
         begin = [slot for slot in admitted if slot not in wrong]
         if not begin:
             return wrong
-        self._write(begin, admitted)
+        self._rows.write(begin, [admitted[slot] for slot in begin])
         if self._begin(begin):
             return wrong
         self._clear(begin)
         for slot in begin:  # one of them looks where there is nothing: each by itself
-            self._write([slot], admitted)
+            self._rows.write([slot], [admitted[slot]])
             if not self._begin([slot]):
                 self._clear([slot])
                 wrong[slot] = IndexError("the request looks at time 0 where there is nothing, such as up a token outside of the embedding")
@@ -218,23 +190,11 @@ class Slots:
 
     def free(self, slots: Sequence[int]) -> None:
         """Let go of rows."""
-        for slot in slots:
-            self.finished[slot] = True
-
-    def _write(self, slots: Sequence[int], admitted: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
-        self._clear(slots)
-        for name, row in self.rows.items():
-            given = [torch.as_tensor(admitted[slot][name]) for slot in slots]
-            if row.dim == 0:
-                row.tensor.index_copy_(0, torch.tensor(slots, device=row.tensor.device), torch.stack(given).to(row.tensor.device))
-                continue
-            for slot, value in zip(slots, given, strict=True):
-                row.tensor.select(row.dim, slot)[: len(value)].copy_(value)
+        self.finished.numpy()[list(slots)] = True
 
     def _clear(self, slots: Sequence[int]) -> None:
+        self._rows.clear(slots)
         index = torch.tensor(slots)
-        for row in self.rows.values():
-            row.tensor.index_fill_(row.dim, index.to(row.tensor.device), 0)
         for leaf in self.state:
             leaf.index_fill_(0, index.to(leaf.device), 0)
         self.finished.index_fill_(0, index, True)
@@ -242,24 +202,31 @@ class Slots:
     @torch.no_grad()
     def _begin(self, slots: Sequence[int]) -> bool:
         """Take over for these rows what loop_fn makes at time 0; False where one of them looks where there is nothing."""
-        try:
-            started = self._first.started(self._tensors, Frame(0))
-        except (IndexError, RuntimeError):
-            return False
+        started = self._constant
+        if started is None:
+            try:
+                started = self._first.started(self._tensors, Frame(0))
+            except (IndexError, RuntimeError):
+                return False
         if started is None:
             return False
         begun, first_tokens = started
-        index = torch.tensor(slots, device=begun.device)
+        here = list(slots)
         for leaf, source in zip(self.state, self._staggered.leaves, strict=True):
-            made = self._at_start(source, begun, first_tokens)
+            made, to = self._at_start(source, begun, first_tokens), array_of(leaf)
+            if to is not None:
+                array = made.detach().numpy()
+                to[here] = array if array.ndim < to.ndim else array[here]
+                continue
+            index = torch.tensor(here, device=begun.device)
             rows = made.expand(len(slots), *leaf.shape[1:]) if made.ndim < leaf.ndim else made.index_select(0, index)
             leaf.index_copy_(0, index, rows)
-        self.finished.index_copy_(0, torch.tensor(slots), begun.finished.index_select(0, index).cpu())
+        self.finished.numpy()[here] = begun.finished.cpu().numpy()[here]
         return True
 
     def _at_start(self, source: Source, begun: Start, first_tokens: Mapping[int, torch.Tensor]) -> torch.Tensor:
         if source.kind == "time":
-            return torch.ones((), dtype=torch.int32, device=begun.device)
+            return self._one
         if source.kind == "token":
             return first_tokens[source.place]
         trees_of = {"inputs": begun.inputs, "state": begun.state, "loop_state": begun.loop_state or []}
@@ -269,34 +236,49 @@ class Slots:
     @torch.no_grad()
     def launch(self, steps: int) -> Launch:
         """At most so many steps of every row that has not finished."""
-        live = torch.nonzero(~self.finished).flatten().tolist()
-        made = self._launch(live, steps)
+        before = self.state
+        made = self._launch(self.finished, steps, self._spare)
+        self._spare = None if self.state is before else before
         if made.failed:
             self.free(sorted(made.failed))
         return made
 
-    def _launch(self, live: list[int], steps: int) -> Launch:
-        finished = torch.ones_like(self.finished)
-        finished[live] = False
-        ended = self._run(finished, steps)
+    def _launch(self, finished: torch.Tensor, steps: int, into: list[torch.Tensor] | None = None) -> Launch:
+        ended = self._run(finished, steps, into)
         if ended is not None:
             self.state, self.finished = ended.leaves["state"], ended.finished.cpu()
             emits = [_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))]
             return Launch(ended.steps, ended.lengths.cpu().numpy(), self.finished.numpy().copy(), emits)
+        live = torch.nonzero(~finished).flatten()
         if len(live) == 1:
-            self.finished = finished.clone().fill_(True)
-            return self._nothing(live[0])
+            return self._until_it_fails(int(live[0]), finished, steps)
         # A row looked where there is nothing, which stops all of them: half of them at a time, from where they stood.
         before, parts = self.state, []
         for rows in (live[: len(live) // 2], live[len(live) // 2 :]):
-            self.state = before
-            parts.append((torch.tensor(rows), self._launch(rows, steps), self.state, self.finished))
+            self.state, others = before, torch.ones_like(finished)
+            others[rows] = False
+            parts.append((rows, self._launch(others, steps), self.state, self.finished))
         return self._joined(before, parts)
 
-    def _nothing(self, row: int) -> Launch:
+    def _until_it_fails(self, row: int, finished: torch.Tensor, steps: int) -> Launch:
+        """The steps of a row before the one that fails, one at a time: what it has made depends on no one's launches."""
+        taken, parts = 0, [[_array(leaf) for leaf in self._no_emits()]]
+        while taken < steps:
+            ended = self._run(finished, 1)
+            if ended is None:
+                break
+            self.state = ended.leaves["state"]
+            parts.append([_array(ended.made["emit", place]) for place in range(len(self.emit_port.leaves))])
+            taken += 1
+        self.finished = torch.ones_like(self.finished)
+        launch = Launch(taken, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), [], {row})
+        launch.taken[row] = taken
+        launch.emits = [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
+        return launch
+
+    def _no_emits(self) -> list[torch.Tensor]:
         leaves = self._begun.emit_port.leaves if self._begun.emit_port is not None else []
-        emits = [_array(torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype)) for leaf in leaves]
-        return Launch(0, np.zeros(self.count, np.int32), np.ones(self.count, np.bool_), emits, {row})
+        return [torch.zeros((0, *(leaf.shape or ())), dtype=leaf.dtype) for leaf in leaves]
 
     def _joined(self, before: list[torch.Tensor], parts: list[tuple[torch.Tensor, Launch, list[torch.Tensor], torch.Tensor]]) -> Launch:
         """What rows made that ran one part after the other."""
@@ -317,12 +299,22 @@ class Slots:
             whole.failed |= launch.failed
         return whole
 
-    def _run(self, finished: torch.Tensor, steps: int) -> End | None:
-        call = self._calls.get(steps)
-        if call is None:
-            call = self._calls[steps] = dataclasses.replace(self._call, max_steps=steps)
-        begun = dataclasses.replace(self._begun, finished=finished.to(self._begun.device), state=self.state)
-        made: End | None = self._loop.bound(self._program, call, begun, self._tensors, None, {}).run()
+    def _run(self, finished: torch.Tensor, steps: int, into: list[torch.Tensor] | None = None) -> End | None:
+        """``into``: memory for the state that the steps leave."""
+        begun = copy(self._begun)
+        begun.finished, begun.state = finished.to(begun.device), self.state
+        versions = [version(tensor) for tensor in self._weights]
+        if versions != self._versions or None in versions:  # what was made of them is no longer right
+            self._bound, self._versions = {}, versions
+        bound = self._bound.get(steps)
+        if bound is None:
+            call = dataclasses.replace(self._call, max_steps=steps)
+            bound = self._loop.bound(self._program, call, begun, self._tensors, None, {})
+            if isinstance(bound, Bound) and not bound.copies:
+                self._bound[steps] = bound
+        else:
+            bound = bound.beginning(begun, into)
+        made: End | None = bound.run()
         return made
 
     def final_state(self, slot: int) -> Any:

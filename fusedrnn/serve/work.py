@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..fallback import log
 from .model import Model, Values
 from .slots import Launch, Slots
 
@@ -26,7 +27,8 @@ class Ticket:
         slot: where it runs.
         steps: that its row has taken.
         chunks: that no one has taken yet.
-        done: it has ended; ``error`` says why, None where its row finished.
+        over: it takes no more steps.
+        done: it has ended, and all its chunks are there; ``error`` says why, None where its row finished.
         told: called, if set, whenever there are new chunks or the request has ended.
     """
 
@@ -41,13 +43,18 @@ class Ticket:
     slot: int | None = None
     steps: int = 0
     chunks: deque[Any] = field(default_factory=deque)
+    over: bool = False
     done: bool = False
     error: Exception | None = None
     told: Callable[[], None] | None = None
 
     def tell(self) -> None:
-        if self.told is not None:
-            self.told()
+        """Say that there is news. What fails there is of whoever listens, and keeps no news from others."""
+        try:
+            if self.told is not None:
+                self.told()
+        except Exception:
+            log.exception("a listener of a request failed")
 
 
 @dataclass
@@ -55,6 +62,9 @@ class Work:
     """A launch that is planned: who is admitted, how many steps.
 
     Attributes:
+        freed: slots whose rows are given up; some are admitted to again.
+        occupants: by slot whose row it is in this launch. Who holds the slot later is another matter.
+        admitted: the slots whose occupants begin.
         launch, wrong, error, seconds: what came of it: `run` sets them.
         states: the last state of rows that finished, by slot, if the model wants it.
     """
@@ -62,13 +72,13 @@ class Work:
     model: Model
     slots: Slots
     freed: list[int]
-    admitted: dict[int, Any]
-    running: list[int]
+    occupants: dict[int, Ticket]
+    admitted: list[int]
     steps: int
     launch: Launch | None = None
     wrong: dict[int, Exception] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
-    error: Exception | None = None
+    error: BaseException | None = None
     began: float = 0.0
     seconds: float = 0.0
 
@@ -77,18 +87,20 @@ class Work:
         try:
             with torch.no_grad():
                 self._run()
-        except Exception as error:  # of the engine or of the model, and of no request in particular
+        except BaseException as error:  # of the engine or of the model, and of no request in particular
             self.error = error
+            if not isinstance(error, Exception):
+                raise
 
     def _run(self) -> None:
         self.slots.free(self.freed)
-        values, self.wrong = _admitted(self.model, self.admitted)
+        values, self.wrong = _admitted(self.model, {slot: self.occupants[slot].request for slot in self.admitted})
         self.wrong |= self.slots.admit(values)
         began = time.perf_counter()
         self.launch = self.slots.launch(self.steps)
         self.seconds = time.perf_counter() - began
         if self.model.wants_state:
-            for slot in (*self.running, *self.admitted):
+            for slot in self.occupants:
                 if self.launch.finished[slot] and slot not in self.launch.failed and slot not in self.wrong:
                     self.states[slot] = self.slots.final_state(slot)
 
@@ -98,7 +110,7 @@ def _admitted(model: Model, requests: Mapping[int, Any]) -> tuple[dict[int, Valu
     if not requests:
         return {}, {}
     try:
-        given = list(model.admit(list(requests.values())))
+        pairs = list(zip(requests, model.admit(list(requests.values())), strict=True))
     except Exception as error:
         if len(requests) == 1:
             return {}, dict.fromkeys(requests, error)
@@ -108,7 +120,6 @@ def _admitted(model: Model, requests: Mapping[int, Any]) -> tuple[dict[int, Valu
             values |= mine
             wrong |= mine_wrong
         return values, wrong
-    pairs = list(zip(requests, given, strict=True))
     return (
         {slot: value for slot, value in pairs if not isinstance(value, Exception)},
         {slot: value for slot, value in pairs if isinstance(value, Exception)},

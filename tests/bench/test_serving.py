@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bench import serve
+from bench.serving import over_http
 from bench.serving.batch_and_wait import BatchAndWait
-from bench.serving.load import Report, Search, arrivals, driven, heavy_tailed
+from bench.serving.load import Curve, Report, arrivals, driven, heavy_tailed
 from fusedrnn.serve import Engine
 from tests.serve.loops import Say, Sayer
 
@@ -51,23 +52,19 @@ def test_a_load_counts_from_when_a_request_was_due_and_notes_failures():
     assert report.offered == pytest.approx(4 / 0.03)
 
 
-def test_the_most_that_a_server_serves_is_found_by_bisection():
-    def report(rate, failed=0):
-        late = 0.01 if rate < 60 else 0.1
-        return Report(rate, rate, rate, failed, {"p99": 0.0}, {"p99": late})
+def report(rate, late, failed=0):
+    return Report(rate, rate, rate, failed, {"p99": late / 2}, {"p99": late})
 
-    search, offered = Search("total", 0.05, 160.0), []
-    for _ in range(6):
-        offered.append(search.rate)
-        search.note(report(search.rate))
-    assert offered == [40.0, 100.0, 70.0, 55.0, 62.5, 58.75]
-    assert search.best is not None
-    assert search.best.offered == 58.75
-    assert not search.within(report(10, failed=1))
-    never = Search("total", 0.001, 160.0)
-    never.note(report(never.rate))
-    assert never.best is None
-    assert Search("first", 0.001, 160.0).within(report(70))
+
+def test_what_is_served_within_a_limit_is_read_between_two_loads():
+    curve = Curve([report(200, 0.09), report(50, 0.01), report(100, 0.03)])
+    assert curve.served("total", 0.005) is None
+    assert curve.served("total", 0.01) == 50
+    assert curve.served("total", 0.02) == pytest.approx(75)
+    assert curve.served("total", 0.06) == pytest.approx(150)
+    assert curve.served("total", 1.0) == 200
+    assert curve.served("first", 0.01) == pytest.approx(75)
+    assert Curve([report(50, 0.01), report(100, 0.02, failed=1)]).served("total", 1.0) == 50
 
 
 def test_both_servers_give_the_same_answers():
@@ -107,10 +104,34 @@ def test_the_command_measures_both(tmp_path, capsys):
     pytest.importorskip("safetensors")
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
-    options = ["--slots", "4", "--seconds", "0.1", "--trials", "1", "--most", "32", "--limit", "30", "--hidden", "8"]
+    options = ["--slots", "4", "--seconds", "0.1", "--rates", "2", "--repeats", "1", "--most", "32", "--hidden", "8", "--only", "process"]
     assert serve.run(parser.parse_args([*options, "--json", str(tmp_path / "serve.json")])) == 0
-    measured = json.loads((tmp_path / "serve.json").read_text())["measured"]
-    assert measured["ratio"] > 0
-    assert measured["limit_seconds"] == 30
-    assert len(measured["continuous"]["loads"]) == len(measured["batch-and-wait"]["loads"]) == 1
-    assert "continuous batching serves " in capsys.readouterr().out
+    stored = json.loads((tmp_path / "serve.json").read_text())
+    assert {"machine", "versions", "commit", "command"} <= stored.keys()
+    measured = stored["measured"]["process"]
+    assert [len(loads) for loads in measured["loads"].values()] == [2, 2]
+    assert [row["of"] for row in measured["served"]] == ["total"] * 6 + ["first"] * 6
+    for row in measured["served"]:
+        assert row["limit_seconds"] == pytest.approx(row["limit_times_alone"] * measured["alone_seconds"])
+    assert "requests/s with the p99 of the whole answer within" in capsys.readouterr().out
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(over_http.importlib.util, "find_spec", lambda name: None)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    assert serve.run(parser.parse_args(["--only", "http"])) == 0
+    assert "servers over HTTP are left out: No module named 'starlette'; pip install starlette" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_servers_over_http_answer_as_the_engine_does(tmp_path):
+    for name in ("safetensors", "starlette", "uvicorn", "prometheus_client"):
+        pytest.importorskip(name)
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    options = ["--slots", "4", "--seconds", "0.2", "--rates", "1", "--repeats", "1", "--most", "16", "--hidden", "8", "--only", "http"]
+    assert serve.run(parser.parse_args([*options, "--json", str(tmp_path / "serve.json")])) == 0
+    loads = json.loads((tmp_path / "serve.json").read_text())["measured"]["http"]["loads"]
+    assert "continuous, HTTP" in loads
+    assert all(load["failed"] == 0 for each in loads.values() for load in each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import fusedrnn
-from fusedrnn.serve import Model, Row, SlotLoop
+from fusedrnn.serve import Engine, Model, Row, SlotLoop
 
 SIZE, VOCABULARY, END = 16, 12, 3
 
@@ -152,3 +153,15 @@ class Reader(Model):
 
     def ended(self, request: Read, state: Any) -> Any:
         return state
+
+
+def slowed(engine: Engine, seconds: float = 0.02) -> Engine:
+    """The engine with launches that take at least so long: what these tests serve is over before anyone looks."""
+    launch = engine.scheduler.slots.launch
+
+    def slow(steps: int) -> Any:
+        time.sleep(seconds)
+        return launch(steps)
+
+    engine.scheduler.slots.launch = slow  # type: ignore[method-assign]
+    return engine

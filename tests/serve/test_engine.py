@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, Engine, QueueFull, RequestFailed, ServeError
-from tests.serve.loops import Say, Sayer
+from tests.serve.loops import Say, Sayer, slowed
 from tests.serve.test_scheduler import solo
 
 pytestmark = pytest.mark.usefixtures("auto")
@@ -43,7 +44,7 @@ def test_many_requests_at_once_give_what_each_gives_alone() -> None:
 
 def test_chunks_come_while_the_request_runs() -> None:
     async def main() -> None:
-        async with Engine(Sayer(), 2, steps=1) as engine:
+        async with slowed(Engine(Sayer(), 2, steps=1)) as engine:
             stream = engine.submit(Say(LONG, 9))
             seen = [(len(chunk), stream.ticket.done) async for chunk in stream]
             assert sum(steps for steps, _ in seen) == 9
@@ -55,7 +56,7 @@ def test_chunks_come_while_the_request_runs() -> None:
 
 def test_a_stream_that_is_left_gives_its_slot_to_another() -> None:
     async def main() -> None:
-        async with Engine(Sayer(), 2, steps=1, queue=10) as engine:
+        async with slowed(Engine(Sayer(), 2, steps=1, queue=10)) as engine:
             stream = engine.submit(Say(LONG, 9))
             async with stream:
                 async for _ in stream:
@@ -98,7 +99,7 @@ def test_draining_finishes_what_was_accepted_and_takes_no_more() -> None:
 
 def test_closing_cancels_what_has_not_ended() -> None:
     async def main() -> None:
-        engine = await Engine(Sayer(), 2, steps=1, queue=50).start()
+        engine = await slowed(Engine(Sayer(), 2, steps=1, queue=50)).start()
         streams = [engine.submit(Say(LONG, 9)) for _ in range(20)]
         await anext(streams[0])
         await engine.close()
@@ -149,8 +150,11 @@ def test_a_fault_of_the_engine_reaches_those_who_wait() -> None:
         with pytest.raises(RequestFailed, match="TypeError"):
             await engine.submit(Say(1)).chunks()
         assert not engine.ready
-        with pytest.raises(TypeError):
-            await engine._driver  # type: ignore[misc]
+        assert not engine.alive
+        assert isinstance(engine.error, TypeError)
+        with pytest.raises(ServeError, match="not running"):
+            engine.submit(Say(1))
+        await engine.drain()
         await engine.close()
 
     run(main())
@@ -201,3 +205,54 @@ def test_launches_have_as_many_threads_as_they_were_given() -> None:
     assert seen == [1, 2, torch.get_num_threads()]
     with pytest.raises(ValueError, match="threads must be an int of at least 1, or None, got 0"):
         Engine(Sayer(), 2, threads=0)
+
+
+def test_draining_ends_where_the_last_request_is_cancelled() -> None:
+    async def main() -> None:
+        async with slowed(Engine(Sayer(), 2, steps=1)) as engine:
+            stream = engine.submit(Say(LONG, 9))
+            draining = asyncio.create_task(engine.drain())
+            await anext(stream)
+            stream.cancel()
+            await draining
+            assert engine.scheduler.idle
+
+    run(main())
+
+
+def test_launches_wait_for_an_event_loop_that_does_not_come_to_hand_out() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2, steps=1, queue=1000) as engine:
+            streams = [engine.submit(Say(LONG, 9)) for _ in range(60)]
+            time.sleep(0.3)
+            assert 0 < engine.scheduler.behind <= 4 * 2 + 2
+            assert [joined(await stream.chunks()) for stream in streams] == [solo(Say(LONG, 9))] * 60
+
+    run(main())
+
+
+def test_hooks_that_raise_or_cancel_end_their_request_alone() -> None:
+    class Odd(Sayer):
+        def admit(self, requests: Any) -> Any:
+            return super().admit(requests)[: 0 if any(request.seed == 3 for request in requests) else None]  # one answer too few
+
+        def emit(self, request: Any, values: Any) -> Any:
+            if request.seed == 1:
+                streams[1].cancel()
+            if request.seed == 2:
+                raise LookupError("emit")
+            return super().emit(request, values)
+
+    streams: list[Any] = []
+
+    async def main() -> None:
+        async with Engine(Odd(), 4) as engine:
+            streams.extend(engine.submit(Say(seed, 9)) for seed in (LONG, 1, 2, 3))
+            made = await asyncio.gather(*[stream.chunks() for stream in streams], return_exceptions=True)
+        assert [type(chunks) for chunks in made] == [list, Cancelled, RequestFailed, RequestFailed]
+        assert joined(made[0]) == solo(Say(LONG, 9))  # type: ignore[arg-type]
+        assert isinstance(made[2].__cause__, LookupError)  # type: ignore[union-attr]
+        metrics = engine.metrics
+        assert (metrics.completed, metrics.cancelled, metrics.failed, metrics.running, metrics.waiting) == (1, 1, 2, 0, 0)
+
+    run(main())

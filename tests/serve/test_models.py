@@ -16,7 +16,7 @@ import torch
 from fusedrnn.models import G2P, Characters, Recogniser
 from fusedrnn.models.characters import ALPHABET, SPACE, text, tokens
 from fusedrnn.serve import CharactersModel, Continuation, Engine, G2PModel, Piece, RecogniserModel, Scheduler, Session
-from tests.serve.loops import alone
+from tests.serve.loops import alone, slowed
 
 pytestmark = pytest.mark.usefixtures("auto")
 
@@ -189,7 +189,7 @@ def test_a_stream_gives_the_same_bits_wherever_it_is_cut(classes: int) -> None:
 
 def test_a_piece_that_is_given_up_leaves_the_session_as_it_was() -> None:
     async def main() -> None:
-        async with Engine(recogniser(), 2, steps=1) as engine:
+        async with slowed(Engine(recogniser(), 2, steps=1)) as engine:
             session = Session(engine)
             pushed = session.push(stream(9))
             await anext(pushed)

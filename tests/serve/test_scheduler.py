@@ -49,7 +49,43 @@ def solo(request: Say) -> list[Any]:
     return made
 
 
-REQUESTS = st.builds(Say, st.integers(0, 30), st.integers(0, 9))
+class Hooked(Sayer):
+    """A model whose hooks fail for some requests, and give one up from within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.give_up: Any = None
+
+    def admit(self, requests: Any) -> Any:
+        if any(request.spoiled == "admit" for request in requests):
+            raise KeyError("admit")
+        return super().admit(requests)
+
+    def emit(self, request: Any, values: Any) -> Any:
+        if request.spoiled == "emit":
+            raise ZeroDivisionError("emit")
+        if request.spoiled == "gives up":
+            self.give_up(request)
+        return super().emit(request, values)
+
+
+HOOKED = Hooked()
+SPOILED = ["shape", "start", "jump", "nan", "admit", "emit", "gives up"]
+
+
+@cache
+def expected(request: Say, limit: int | None) -> tuple[list[Any], type[Exception] | None]:
+    """What a request gives, and what it ends with, if no one meddles."""
+    if request.spoiled in ("shape", "start", "admit"):
+        return [], RequestFailed
+    said = solo(Say(request.seed, request.most, "nan" if request.spoiled == "nan" else ""))
+    if said and request.spoiled in ("emit", "gives up"):
+        return [], RequestFailed if request.spoiled == "emit" else Cancelled
+    if limit is not None and len(said) > limit and not (request.spoiled == "jump" and limit > 2):
+        return said[:limit], StepLimit
+    if request.spoiled == "jump" and len(said) > 2:  # loop_fn looks up in the step that ends a row, too
+        return said[:2], RequestFailed
+    return said, None
 
 
 class Requests(RuleBasedStateMachine):
@@ -60,20 +96,30 @@ class Requests(RuleBasedStateMachine):
         self.served: Scheduler
         self.work: Work | None = None
         self.tickets: list[Ticket] = []
-        self.expected: dict[Ticket, type[Exception] | None] = {}
+        self.ends: dict[Ticket, type[Exception]] = {}  # of those that someone meddled with
 
-    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4))
-    def begin(self, slots: int, queue: int, most: int) -> None:
-        self.served = scheduler(slots, queue=queue, steps=most)
+    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4), limit=st.none() | st.integers(1, 7))
+    def begin(self, slots: int, queue: int, most: int, limit: int | None = None) -> None:
+        HOOKED.give_up = self.give_up
+        self.served = Scheduler(HOOKED, slots, clock=Clock(), queue=queue, steps=most, step_limit=limit)
 
-    @rule(request=REQUESTS, priority=st.integers(0, 2), seconds=st.none() | st.sampled_from([0.0, 1.0, 5.0]), bad=st.booleans())
-    def submit(self, request: Say, priority: int, seconds: float | None, bad: bool) -> None:
-        if bad:
-            request = Say(request.seed, request.most, "shape")
+    def give_up(self, request: Any) -> None:
+        for ticket in self.tickets:
+            if ticket.request is request:
+                self.served.cancel(ticket)
+
+    @rule(
+        seed=st.integers(0, 30),
+        most=st.integers(0, 9),
+        priority=st.integers(0, 2),
+        seconds=st.none() | st.sampled_from([0.0, 1.0, 5.0]),
+        spoiled=st.just("") | st.sampled_from(SPOILED),
+    )
+    def submit(self, seed: int, most: int, priority: int = 0, seconds: float | None = None, spoiled: str = "") -> None:
         served, metrics = self.served, self.served.metrics
         room = served.queue + metrics.slots - metrics.running - metrics.waiting
         try:
-            ticket = served.submit(request, priority=priority, deadline=seconds)
+            ticket = served.submit(Say(seed, most, spoiled), priority=priority, deadline=seconds)
         except Draining:
             assert served.draining
             return
@@ -83,13 +129,13 @@ class Requests(RuleBasedStateMachine):
         assert not served.draining
         assert room > 0
         self.tickets.append(ticket)
-        self.expected[ticket] = RequestFailed if bad else None
 
     @precondition(lambda self: self.work is None)
     @rule()
     def plan(self) -> None:
         self.work = self.served.plan()
         if self.work is None:
+            self.served.hand_out()
             assert self.served.idle
 
     @precondition(lambda self: self.work is not None)
@@ -101,6 +147,21 @@ class Requests(RuleBasedStateMachine):
         assert work.error is None
         self.served.take_back(work)
 
+    @precondition(lambda self: self.work is not None)
+    @rule()
+    def launch_that_fails(self) -> None:
+        work, self.work = self.work, None
+        assert work is not None
+        whole, self.served.slots.launch = self.served.slots.launch, None  # type: ignore[assignment,method-assign]
+        work.run()
+        self.served.slots.launch = whole  # type: ignore[method-assign]
+        assert work.error is not None
+        self.served.hand_out()
+        for ticket in work.occupants.values():
+            if not ticket.over:
+                self.ends[ticket] = RequestFailed
+        self.served.take_back(work)
+
     @rule()
     def hand_out(self) -> None:
         self.served.hand_out()
@@ -110,7 +171,7 @@ class Requests(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         ticket = self.tickets[which % len(self.tickets)]
         if not ticket.done:
-            self.expected[ticket] = Cancelled
+            self.ends[ticket] = Cancelled
         self.served.cancel(ticket)
         assert ticket.done
 
@@ -129,7 +190,7 @@ class Requests(RuleBasedStateMachine):
         served, metrics = self.served, self.served.metrics
         assert sorted([*served._free, *served._running]) == list(range(metrics.slots))
         assert metrics.running == len(served._running)
-        assert metrics.waiting == sum(not ticket.done for _, _, ticket in served._waiting)
+        assert metrics.waiting == sum(not ticket.over for _, _, ticket in served._waiting)
         assert metrics.accepted == len(self.tickets)
         over = metrics.completed + metrics.failed + metrics.cancelled + metrics.expired
         made = sum(one.over and not one.ticket.done for one in served._made)
@@ -149,17 +210,29 @@ class Requests(RuleBasedStateMachine):
         assert self.served.idle
         for ticket in self.tickets:
             assert ticket.done
-            said = solo(ticket.request) if not ticket.request.spoiled else []
+            said, end = expected(ticket.request, self.served.step_limit)
             made = [piece for chunk in ticket.chunks for piece in chunk]
+            assert made == said[: len(made)], ticket.request
             if isinstance(ticket.error, DeadlineExceeded):
                 assert ticket.deadline is not None
                 assert ticket.deadline <= self.served.clock()
+            elif ticket in self.ends:
+                assert type(ticket.error) is self.ends[ticket], ticket.error
             else:
-                wanted = self.expected[ticket]
-                assert type(ticket.error) is (wanted or type(None)), ticket.error
-            assert made == said[: len(made)]
-            if ticket.error is None:
-                assert made == said
+                assert type(ticket.error) is (end or type(None)), ticket.error
+                assert made == said, ticket.request
+
+
+@pytest.mark.parametrize("spoiled", ["shape", "admit", "start"])
+def test_a_request_that_cannot_begin_is_given_nothing_of_the_one_before_it(spoiled: str) -> None:
+    machine = Requests()
+    machine.begin(slots=2, queue=0, most=1)
+    machine.submit(0, 2)
+    machine.plan()
+    machine.cancel(0)
+    machine.submit(0, 0, spoiled=spoiled)
+    machine.teardown()
+    assert not machine.tickets[1].chunks
 
 
 Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
@@ -227,10 +300,12 @@ def test_a_full_queue_and_a_bad_request_are_refused_at_once() -> None:
         served.submit("hello")
     with pytest.raises(ValueError, match="deadline must be at least 0 seconds, got nan"):
         served.submit(Say(3), deadline=float("nan"))
+    with pytest.raises(TypeError, match="priority must be an int, got 'high'"):
+        served.submit(Say(3), priority="high")  # type: ignore[arg-type]
     served.drain()
     with pytest.raises(Draining, match="takes no new requests"):
         served.submit(Say(3))
-    assert served.metrics.rejected == {"queue full": 1, "bad request": 2, "draining": 1}
+    assert served.metrics.rejected == {"queue full": 1, "bad request": 3, "draining": 1}
     while served.step():
         pass
     assert served.metrics.completed == 3
@@ -300,3 +375,46 @@ def test_a_launch_has_to_be_settled_before_the_next() -> None:
     assert work is not None
     work.run()
     served.settle(work)
+
+
+def test_a_listener_that_fails_keeps_no_news_from_others(caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> None:
+        raise OSError("gone")
+
+    served = scheduler(2)
+    tickets = [served.submit(Say(seed, 5), told=told) for seed in (1, 2)]
+    assert ended(served, *tickets) == [solo(Say(seed, 5)) for seed in (1, 2)]
+    assert "a listener of a request failed" in caplog.text
+
+
+def test_the_step_limit_and_a_fault_are_the_same_for_any_launches() -> None:
+    long = next(seed for seed in range(40) if len(solo(Say(seed, 9))) == 9)
+    for steps in (1, 3, 8):
+        for limit, spoiled, kind, count in (
+            (2, "", StepLimit, 2),
+            (7, "jump", RequestFailed, 2),
+            (2, "jump", StepLimit, 2),
+            (9, "", None, 9),
+        ):
+            served = scheduler(2, step_limit=limit, steps=steps)
+            served.pace.step = 1e-9  # as many steps as there may be
+            ticket = served.submit(Say(long, 9, spoiled))
+            (made,) = ended(served, ticket)
+            assert type(ticket.error) is (kind or type(None))
+            assert made == solo(Say(long, 9))[:count]
+            assert ticket.steps == count
+
+
+def test_what_finished_in_time_is_not_late_where_it_is_handed_out_late() -> None:
+    served = scheduler(2, steps=8)
+    ticket = served.submit(Say(1, 5), deadline=1.0)
+    while not ticket.over:
+        work = served.plan()
+        assert work is not None
+        work.run()
+        served.take_back(work)
+    served.clock.now += 5  # type: ignore[attr-defined]
+    assert served.plan() is None
+    served.hand_out()
+    assert ticket.error is None
+    assert [piece for chunk in ticket.chunks for piece in chunk] == solo(Say(1, 5))

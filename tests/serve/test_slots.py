@@ -155,10 +155,13 @@ def test_values_of_another_name_dtype_or_length_are_refused() -> None:
     for change, words in [
         ({"x": torch.zeros(12, 8)}, r"x must have shape \[11, 8\] or fewer in the first dimension, got \[12, 8\]"),
         ({"length": torch.tensor(3.0)}, "length must be torch.int64, got torch.float32"),
+        ({"length": 3.0}, "length must be torch.int64, got a float"),
+        ({"length": 2**63}, "length must be torch.int64, which does not hold 9223372036854775808"),
+        ({"x": 3}, "x must be torch.float32, got torch.int64"),
         ({"other": torch.zeros(())}, "a request must give gain, length, seed, x; got gain, length, other, seed, x"),
     ]:
         with pytest.raises(ValueError, match=words):
-            slots.checked({**good, **change})
+            slots._rows.checked({**good, **change})
 
 
 def refusal(cell: Any, loop_fn: Any, rows: dict[str, Row]) -> PlanError:
@@ -236,3 +239,39 @@ def test_a_backend_that_is_none_is_refused() -> None:
     loop = Sayer().loop(5)
     with pytest.raises(ValueError, match="backend must be 'auto', 'native' or 'persistent', got 'stepwise'"):
         Slots(loop.cell, loop.loop_fn, loop.rows, backend="stepwise")
+
+
+def test_weights_that_change_between_launches_are_seen() -> None:
+    model = Sayer()
+    slots = slots_of(model, 3)
+    run(slots, model, 0, Say(4))
+    with torch.no_grad():
+        model.project.bias.add_(torch.linspace(-2, 2, VOCABULARY))
+    changed, _ = run(slots, model, 1, Say(4))
+    fresh, _ = run(slots_of(model, 3), model, 1, Say(4))
+    assert same_bits(changed, fresh)
+
+
+def test_a_row_that_fails_at_its_first_step_leaves_the_others_as_they_were() -> None:
+    model = Sayer()
+    slots = slots_of(model, 4)
+    long = next(seed for seed in range(40) if len(run(slots, model, 0, Say(seed, 9))[0][0]) == 9)
+    want, _ = run(slots, model, 1, Say(4, 9))
+    for _ in range(3):
+        assert slots.admit({0: values(model, Say(long, 9, "jump"))}) == {}
+        assert slots.launch(2).taken[0] == 2
+        assert slots.launch(2).failed == {0}  # alone, at the first step of a launch
+        again, _ = run(slots, model, 1, Say(4, 9), steps=2)
+        assert same_bits(again, want)
+
+
+def test_values_may_be_tensors_that_want_gradients_arrays_or_numbers() -> None:
+    model = Sayer()
+    slots = slots_of(model, 3)
+    want, _ = run(slots, model, 0, Say(4))
+    given = values(model, Say(4))
+    changed = {**given, "state": given["state"].clone().requires_grad_(), "most": 9, "start": given["start"].numpy()}
+    assert slots.admit({1: changed, 2: given}) == {}
+    launch = slots.launch(200)
+    for slot in (1, 2):
+        assert same_bits([emit[: launch.taken[slot], slot] for emit in launch.emits], want)

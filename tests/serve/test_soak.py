@@ -1,6 +1,6 @@
 """Load for a while: clients that leave, are slow, come too late or send nonsense. Nothing is lost, and memory stays as it is.
 
-``FUSEDRNN_SOAK_SECONDS`` says for how long; an hour is 3600.
+A minute, unless ``FUSEDRNN_SOAK_SECONDS`` says for how long; an hour is 3600.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.serve.loops import Say, Sayer
 from tests.serve.test_scheduler import solo
 
 pytestmark = [pytest.mark.usefixtures("auto"), pytest.mark.slow]
-SECONDS = float(os.environ.get("FUSEDRNN_SOAK_SECONDS", "30"))
+SECONDS = float(os.environ.get("FUSEDRNN_SOAK_SECONDS", "60"))
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
