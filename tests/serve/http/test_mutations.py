@@ -93,9 +93,17 @@ class Site:
         return answer
 
     def answer(self, response: httpx.Response) -> str:
+        """What is in it, however it was cut into events."""
         assert response.status_code == 200, response.text
-        lines = response.text.split("\n")
-        return "\n".join(line for line in lines if '"cmpl-' not in line)
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            return response.text
+        events = [json.loads(line[6:]) for line in response.text.split("\n") if line.startswith("data: {")]
+        if "text_output" in events[0]:
+            return "".join(event["text_output"] for event in events)
+        choices = [choice for event in events for choice in event["choices"]]
+        return "".join(choice["text"] for choice in choices) + str(
+            [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        )
 
     def goes_on(self) -> None:
         assert self.answer(self.post(self.good)) == self.before

@@ -261,6 +261,7 @@ class TestCluster:
         assert client.get("/v2/health/ready").status_code == 404
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_arguments_of_the_command() -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     with pytest.raises(ValueError, match="'slot' is not known; known: models, replicas"):
