@@ -45,10 +45,10 @@ class Hosts:
     def _refusal(self, request: Request) -> Problem | None:
         host = request.headers.get("host", "")
         if host and not self._known(name_of(host)):  # browsers always say one
-            return Problem(421, f"this server does not go by the name {host[:80]!r}: start it with --allow-host, or with a token")
+            return Problem(421, f"this server does not go by the name {host[:80]!r}: allow it (--allow-host, or hosts=), or set a token")
         origin = request.headers.get("origin")
         if origin is not None and origin.partition("//")[2].lower() != host.lower():
-            return Problem(403, f"a page of {origin[:80]!r} may not use this server: start it with a token")
+            return Problem(403, f"a page of {origin[:80]!r} may not use this server, unless it asks for a token")
         return None
 
     def _known(self, name: str | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def decode(
     output: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     workers: int = 2,
-    cpus: float = 1.0,
+    cpus: float = 0.5,
     batch_size: int = 2048,
     slots: int = 256,
     **engine: Any,
@@ -94,7 +95,7 @@ def decode(
         output: the column that is made; None: "phonemes" for g2p, else "output".
         parameters: for every row, as ``generate`` has them: of chars ``max_tokens``, ``temperature``, ``seed`` and others.
         workers: processes.
-        cpus: of each of them.
+        cpus: that Ray counts for each of them. All of them together must leave one of the cluster's: Ray reads and writes with it.
         batch_size: rows of a batch.
         slots, engine: as `Engine` has them.
 
@@ -107,10 +108,18 @@ def decode(
         ModuleNotFoundError: Ray is not installed.
         ValueError, TypeError: an argument is not as it should be.
     """
-    strategy = needed("ray.data", "ray").ActorPoolStrategy
+    strategy, ray = needed("ray.data", "ray").ActorPoolStrategy, needed("ray", "ray")
     for name, number in (("workers", workers), ("batch_size", batch_size), ("slots", slots)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"{name} must be an int of at least 1, got {number!r}")
+    there = ray.cluster_resources().get("CPU", 0.0) if ray.is_initialized() else math.inf
+    if workers * cpus > there - 1:
+        warnings.warn(
+            f"{workers} workers of {cpus:g} CPUs leave none of the cluster's {there:g} to read and to write with: unless it grows, nothing "
+            "will ever be done. Take fewer workers, or fewer cpus for each",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     made_column = output or ("phonemes" if model == "g2p" else "output")
     threads = max(1, math.floor(cpus))
     return dataset.map_batches(

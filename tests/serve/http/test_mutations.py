@@ -101,9 +101,8 @@ class Site:
         if "text_output" in events[0]:
             return "".join(event["text_output"] for event in events)
         choices = [choice for event in events for choice in event["choices"]]
-        return "".join(choice["text"] for choice in choices) + str(
-            [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
-        )
+        reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        return "".join(choice["text"] for choice in choices) + str(reasons)
 
     def goes_on(self) -> None:
         assert self.answer(self.post(self.good)) == self.before

@@ -64,6 +64,9 @@ def test_a_file_of_words_by_two_workers(cluster: Any, tmp_path: Path) -> None:
         assert row["phonemes"] == ("" if long else " ".join(expected[row["text"]]))
         assert bool(row["error"]) == long
 
+    with pytest.warns(RuntimeWarning, match="4 workers of 1 CPUs leave none of the cluster's 4"):
+        decode(data.from_items([{"text": "a"}]), workers=4, cpus=1)
+
     drawn = decode(data.from_items([{"begin": "re"}, {"begin": "in"}]), "chars", column="begin", workers=1, parameters={"seed": 7})
     one, other = answer_of(CharactersModel(Characters.pretrained()), Continuation("re", seed=7), Continuation("in", seed=7))
     assert {row["begin"]: row["output"] for row in drawn.take_all()} == {"re": "".join(one), "in": "".join(other)}
