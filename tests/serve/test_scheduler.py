@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fusedrnn.serve import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, Scheduler, StepLimit, Ticket  # fmt: skip
+from fusedrnn.serve.pace import Pace
 from fusedrnn.serve.work import Work
 from tests.serve.loops import Say, Sayer
 
@@ -88,6 +89,17 @@ def expected(request: Say, limit: int | None) -> tuple[list[Any], type[Exception
     return said, None
 
 
+class Chosen(Pace):
+    """Steps as a test wants them: by the clock, the same rules would not be the same test twice."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, 1.0, 8)
+        self.chosen = 1
+
+    def steps(self, urgent: bool) -> int:
+        return self.chosen
+
+
 class Requests(RuleBasedStateMachine):
     """Against a model that knows of each request only how it must end."""
 
@@ -98,10 +110,11 @@ class Requests(RuleBasedStateMachine):
         self.tickets: list[Ticket] = []
         self.ends: dict[Ticket, type[Exception]] = {}  # of those that someone meddled with
 
-    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), most=st.integers(1, 4), limit=st.none() | st.integers(1, 7))
-    def begin(self, slots: int, queue: int, most: int, limit: int | None = None) -> None:
+    @initialize(slots=st.integers(2, 4), queue=st.integers(0, 3), limit=st.none() | st.integers(1, 7))
+    def begin(self, slots: int, queue: int, limit: int | None = None) -> None:
         HOOKED.give_up = self.give_up
-        self.served = Scheduler(HOOKED, slots, clock=Clock(), queue=queue, steps=most, step_limit=limit)
+        self.served = Scheduler(HOOKED, slots, clock=Clock(), queue=queue, step_limit=limit)
+        self.served.pace = self.pace = Chosen()
 
     def give_up(self, request: Any) -> None:
         for ticket in self.tickets:
@@ -131,8 +144,9 @@ class Requests(RuleBasedStateMachine):
         self.tickets.append(ticket)
 
     @precondition(lambda self: self.work is None)
-    @rule()
-    def plan(self) -> None:
+    @rule(steps=st.integers(1, 5))
+    def plan(self, steps: int = 1) -> None:
+        self.pace.chosen = steps
         self.work = self.served.plan()
         if self.work is None:
             self.served.hand_out()
@@ -226,7 +240,7 @@ class Requests(RuleBasedStateMachine):
 @pytest.mark.parametrize("spoiled", ["shape", "admit", "start"])
 def test_a_request_that_cannot_begin_is_given_nothing_of_the_one_before_it(spoiled: str) -> None:
     machine = Requests()
-    machine.begin(slots=2, queue=0, most=1)
+    machine.begin(slots=2, queue=0)
     machine.submit(0, 2)
     machine.plan()
     machine.cancel(0)
