@@ -37,6 +37,12 @@ def add_parser(commands: Any) -> None:
     serve.add_argument(
         "--linger", type=positive, metavar="S", help="seconds to answer `not ready` for, at least, before stopping (default 0)"
     )
+    serve.add_argument("--tls-cert", metavar="FILE", help="certificate in PEM, with those above it: serve HTTPS; needs --tls-key")
+    serve.add_argument("--tls-key", metavar="FILE", help="the certificate's private key in PEM")
+    serve.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name by which clients may address a server without a token, beside addresses and localhost; '*': any; may be repeated",
+    )  # fmt: skip
     serve.add_argument("--open-to-all", action="store_true", help="listen at an address that others reach, and ask for no token")
     serve.add_argument("--backend", default="auto", metavar="B", help="auto, persistent or native (default auto)")
     serve.set_defaults(run=serve_command)
@@ -51,13 +57,19 @@ def serve_command(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise CommandError(str(error)) from error
     from .serve.http.limits import Limits
-    from .serve.http.server import listener, serve
+    from .serve.http.server import Certificate, listener, serve
 
     token = os.environ.get(TOKEN)
     if token == "":
         raise CommandError(f"{TOKEN} is empty: unset it, or give it a token")
     if len(set(args.models)) < len(args.models):
         raise CommandError(f"each model once, got {' '.join(args.models)}")
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise CommandError("give --tls-cert and --tls-key together")
+    try:
+        tls = None if args.tls_cert is None else Certificate(args.tls_cert, args.tls_key)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     try:
         sock = listener(args.host, args.port, token=token, open_to_all=args.open_to_all)
     except ValueError as error:
@@ -67,9 +79,12 @@ def serve_command(args: argparse.Namespace) -> None:
     with sock:
         host, port = sock.getsockname()[:2]
         engines = [_engine(name, args) for name in args.models]
-        print(f"fusedrnn serve: {', '.join(args.models)} at http://{host}:{port}", file=sys.stderr, flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"{'http' if tls is None else 'https'}://{shown}:{port}"
+        print(f"fusedrnn serve: {', '.join(args.models)} at {address}", file=sys.stderr, flush=True)
         limits = Limits(body=args.body_limit, deadline=args.deadline)
-        serve(engines, sock, token=token, limits=limits, linger=args.linger or 0.0)
+        hosts = ["*"] if args.open_to_all else args.allow_host
+        serve(engines, sock, token=token, limits=limits, hosts=hosts, tls=tls, linger=args.linger or 0.0)
 
 
 def _engine(name: str, args: argparse.Namespace) -> Engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,9 @@ from .model import Model, SlotLoop, Values
 from .rows import Row
 
 _LETTERS = np.frombuffer(ALPHABET.encode(), np.uint8)  # each is one byte
+
+
+_HOTTEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ class CharactersModel(Model):
                 raise ValueError(f"{name} must be at least {least}{f' and at most {greatest}' if greatest else ''}, got {value}")
         if isinstance(request.temperature, bool) or not isinstance(request.temperature, (int, float)):
             raise TypeError(f"temperature must be a number, got {request.temperature!r}")
-        if not 0 <= request.temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0 and finite, got {request.temperature}")
+        if not 0 <= request.temperature <= _HOTTEST:
+            raise ValueError(f"temperature must be at least 0 and finite in float32, got {request.temperature}")
         if not isinstance(request.one_word, bool):
             raise TypeError(f"one_word must be a bool, got {request.one_word!r}")
 

@@ -140,8 +140,9 @@ def test_a_continuation_is_what_raw_rnn_gives(characters: CharactersModel) -> No
     (Continuation(most=65), ValueError, "most must be at least 1 and at most 64, got 65"),
     (Continuation(most=True), TypeError, "most must be an int, got True"),
     (Continuation(top_k=0), ValueError, "top_k must be at least 1, got 0"),
-    (Continuation(temperature=-1.0), ValueError, "temperature must be at least 0 and finite, got -1.0"),
-    (Continuation(temperature=math.nan), ValueError, "temperature must be at least 0 and finite, got nan"),
+    (Continuation(temperature=-1.0), ValueError, "temperature must be at least 0 and finite in float32, got -1.0"),
+    (Continuation(temperature=1e39), ValueError, "temperature must be at least 0 and finite in float32"),
+    (Continuation(temperature=math.nan), ValueError, "temperature must be at least 0 and finite in float32, got nan"),
     (Continuation(seed=0.5), TypeError, "seed must be an int, got 0.5"),  # type: ignore[arg-type]
     (Continuation(one_word=1), TypeError, "one_word must be a bool, got 1"),  # type: ignore[arg-type]
 ])  # fmt: skip

@@ -4,8 +4,9 @@ from .app import application
 from .faces import CharactersFace, Face, G2PFace, RecogniserFace, TensorSpec, face
 from .limits import Limits
 from .problems import Problem
-from .server import listener, serve
+from .server import Certificate, listener, serve
 
 __all__ = [
-    "CharactersFace", "Face", "G2PFace", "Limits", "Problem", "RecogniserFace", "TensorSpec", "application", "face", "listener", "serve",
+    "Certificate", "CharactersFace", "Face", "G2PFace", "Limits", "Problem", "RecogniserFace", "TensorSpec", "application", "face",
+    "listener", "serve",
 ]  # fmt: skip

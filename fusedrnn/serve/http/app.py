@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.applications import Starlette
@@ -19,22 +19,32 @@ from .connection import ClientGone
 from .exposition import metrics
 from .faces import Face, face
 from .generation import Generation
+from .hosts import Hosts
 from .inference import Inference
 from .limits import Limits
 from .openapi import description
 from .problems import Problem, answered, json_response
+from .signed import Signed
 from .status import page, status
 
 _EXPECTED = (Problem, ServeError, HTTPException)
 
 
-def application(*served: Engine | Face, limits: Limits | None = None, token: str | None = None) -> Starlette:
+def application(
+    *served: Engine | Face,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] = (),
+    replica: str | None = None,
+) -> Starlette:
     """What a server of ASGI runs. Its lifespan starts the engines; at its end they are drained, so nothing that was accepted is lost.
 
     Args:
         served: engines of models that come with fusedrnn, or faces. They are made already: making one compiles.
         limits: of a request; None: the default ones.
         token: that clients must show, as ``Authorization: Bearer ...``, except for health, the page and its description; None: none.
+        hosts: names by which clients may address a server without a token, beside addresses and ``localhost``; "*": any.
+        replica: the name of this process among others that serve the same: a header of its answers, and a label of its metrics.
 
     Raises:
         TypeError: an engine's model has no face.
@@ -44,7 +54,7 @@ def application(*served: Engine | Face, limits: Limits | None = None, token: str
     faces = {each.name: each for each in every}
     if not every or len(faces) != len(every):
         raise ValueError(f"served must be engines of different names, at least one; got {[each.name for each in every]}")
-    limits = limits or Limits()
+    limits, named = limits or Limits(), token is None and "*" not in hosts
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -54,7 +64,7 @@ def application(*served: Engine | Face, limits: Limits | None = None, token: str
             yield
 
     async def openapi(request: Request) -> Response:
-        return json_response(description(faces, limits, token is not None))
+        return json_response(description(faces, limits, token is not None, named))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # no one reads it
@@ -62,8 +72,8 @@ def application(*served: Engine | Face, limits: Limits | None = None, token: str
     app = Starlette(
         routes=[
             Route("/", page),
-            Route("/status", status(faces)),
-            Route("/metrics", metrics(faces)),
+            Route("/status", status(faces, replica)),
+            Route("/metrics", metrics(faces, replica)),
             Route("/openapi.json", openapi),
             *Inference(faces, limits).routes(),
             *Generation(faces, limits).routes(),
@@ -72,6 +82,11 @@ def application(*served: Engine | Face, limits: Limits | None = None, token: str
         lifespan=lifespan,
         exception_handlers={ClientGone: gone, Exception: answered, **dict.fromkeys(_EXPECTED, answered)},
     )
+    app.router.redirect_slashes = False  # it would send clients to whatever they said in `Host`
     if token is not None:
         app.add_middleware(Authorisation, token=token)
+    if named:
+        app.add_middleware(Hosts, names=hosts)
+    if replica is not None:
+        app.add_middleware(Signed, replica=replica)
     return app

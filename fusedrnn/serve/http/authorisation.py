@@ -23,7 +23,7 @@ class Authorisation:
     def __init__(self, app: ASGIApp, token: str) -> None:
         if not token:
             raise ValueError("token must not be empty")
-        self._app, self._wanted = app, b"Bearer " + token.encode()
+        self._app, self._wanted = app, token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN or self._shown(scope):
@@ -34,5 +34,5 @@ class Authorisation:
         await response(scope, receive, send)
 
     def _shown(self, scope: Scope) -> bool:
-        shown = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(shown, self._wanted)
+        scheme, _, shown = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(shown.strip(), self._wanted) and scheme.lower() == b"bearer"

@@ -42,42 +42,44 @@ class EngineCollector(Collector):
 
     Args:
         engines: metrics by the name of the model.
+        replica: another label; None: none.
     """
 
-    def __init__(self, engines: Mapping[str, Metrics]) -> None:
+    def __init__(self, engines: Mapping[str, Metrics], replica: str | None = None) -> None:
         self._engines = engines
+        self._names, self._values = ([], []) if replica is None else (["replica"], [replica])
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as it is now."""
         for name, text in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"fusedrnn_{name}", text, labels=["model"])
+            gauge = GaugeMetricFamily(f"fusedrnn_{name}", text, labels=["model", *self._names])
             for model, metrics in self._engines.items():
-                gauge.add_metric([model], getattr(metrics, name))
+                gauge.add_metric([model, *self._values], getattr(metrics, name))
             yield gauge
         for name, text in _COUNTERS.items():
-            counter = CounterMetricFamily(f"fusedrnn_{name}", text, labels=["model"])
+            counter = CounterMetricFamily(f"fusedrnn_{name}", text, labels=["model", *self._names])
             for model, metrics in self._engines.items():
-                counter.add_metric([model], getattr(metrics, name))
+                counter.add_metric([model, *self._values], getattr(metrics, name))
             yield counter
-        ended = CounterMetricFamily("fusedrnn_ended", "Requests that have ended, by how", labels=["model", "outcome"])
+        ended = CounterMetricFamily("fusedrnn_ended", "Requests that have ended, by how", labels=["model", *self._names, "outcome"])
         for model, metrics in self._engines.items():
             for outcome in _OUTCOMES:
-                ended.add_metric([model, outcome], getattr(metrics, outcome))
+                ended.add_metric([model, *self._values, outcome], getattr(metrics, outcome))
         yield ended
         yield self._by_reason("rejected", "Requests that were not accepted, by reason")
         yield self._by_reason("fallbacks", "Launches that had to be run in parts, by reason")
         for name, (called, text) in _HISTOGRAMS.items():
-            histogram = HistogramMetricFamily(f"fusedrnn_{called}", text, labels=["model"])
+            histogram = HistogramMetricFamily(f"fusedrnn_{called}", text, labels=["model", *self._names])
             for model, metrics in self._engines.items():
                 counted: Histogram = getattr(metrics, name)
-                histogram.add_metric([model], _buckets(counted), counted.sum)
+                histogram.add_metric([model, *self._values], _buckets(counted), counted.sum)
             yield histogram
 
     def _by_reason(self, name: str, text: str) -> Metric:
-        family = CounterMetricFamily(f"fusedrnn_{name}", text, labels=["model", "reason"])
+        family = CounterMetricFamily(f"fusedrnn_{name}", text, labels=["model", *self._names, "reason"])
         for model, metrics in self._engines.items():
             for reason, count in getattr(metrics, name).items():
-                family.add_metric([model, reason], count)
+                family.add_metric([model, *self._values, reason], count)
         return family
 
 
@@ -90,10 +92,10 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
     return buckets
 
 
-def metrics(faces: Mapping[str, Face]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint."""
+def metrics(faces: Mapping[str, Face], replica: str | None = None) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint; ``replica``: as `EngineCollector` has it."""
     registry = CollectorRegistry()
-    registry.register(EngineCollector({name: face.engine.metrics for name, face in faces.items()}))
+    registry.register(EngineCollector({name: face.engine.metrics for name, face in faces.items()}, replica))
 
     async def endpoint(request: Request) -> Response:
         encode, kind = choose_encoder(request.headers.get("accept", ""))

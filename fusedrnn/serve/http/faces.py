@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..carried import Carried
 from ..characters import CharactersModel, Continuation
 from ..engine import Engine
 from ..g2p import G2PModel
@@ -166,38 +167,51 @@ class CharactersFace(Face):
 
 
 class RecogniserFace(Face):
-    """Frames of one stream and what they are; the state goes back and forth, so that any server that has the model can go on with it."""
+    """Frames of one stream and what they are; the state goes back and forth, so that any server that has the model can go on with it.
+
+    To clients the state is a text, of which they need know nothing: `fusedrnn.serve.carried` says what is in it.
+
+    Args:
+        engine: made, not started.
+        key: as `Carried` has it.
+    """
 
     generates = False
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, key: bytes | None = None) -> None:
         super().__init__(engine)
         if not isinstance(engine.model, RecogniserModel):
             raise TypeError(f"engine must serve a RecogniserModel, it serves {type(engine.model).__name__}")
-        model, state = engine.model.model, ("FP32", (engine.model.model.cell.hidden_size,))
-        self.inputs = (TensorSpec("frames", "FP32", (-1, model.features)), TensorSpec("state", *state, optional=True))
-        self.outputs = (TensorSpec("probabilities", "FP32", (-1, model.classes)), TensorSpec("state", *state))
+        model = engine.model.model
+        self._carried = Carried(model, (model.cell.hidden_size,), key)
+        self.inputs = (TensorSpec("frames", "FP32", (-1, model.features)), TensorSpec("state", "BYTES", (1,), optional=True))
+        self.outputs = (TensorSpec("probabilities", "FP32", (-1, model.classes)), TensorSpec("state", "BYTES", (1,)))
         self._classes = model.classes
 
     def rows(self, inputs: Mapping[str, Array], parameters: Parameters) -> list[Any]:
-        state = inputs.get("state")
-        return [Piece(inputs["frames"].astype(np.float32), None if state is None else state.astype(np.float32))]
+        state = None
+        if "state" in inputs:
+            (text,) = strings(inputs["state"], "state")
+            state = self._carried.open(text)
+        return [Piece(inputs["frames"].astype(np.float32), state)]
 
     def tensors(self, answers: Sequence[Sequence[Any]]) -> dict[str, Array]:
         (chunks,) = answers
         seen = [chunk for chunk in chunks if not isinstance(chunk, Left)]
         (left,) = (chunk for chunk in chunks if isinstance(chunk, Left))
         none = np.zeros((0, self._classes), np.float32)
-        return {"probabilities": np.concatenate([none, *seen]), "state": left.state}
+        return {"probabilities": np.concatenate([none, *seen]), "state": of_strings([self._carried.seal(left.state)])}
 
 
-def face(engine: Engine) -> Face:
-    """The face of an engine that serves one of the models that come with fusedrnn.
+def face(engine: Engine, *, key: bytes | None = None) -> Face:
+    """The face of an engine that serves one of the models that come with fusedrnn; ``key``: of sessions, as `Carried` has it.
 
     Raises:
         TypeError: it serves another one.
     """
-    for model, kind in ((G2PModel, G2PFace), (CharactersModel, CharactersFace), (RecogniserModel, RecogniserFace)):
+    if isinstance(engine.model, RecogniserModel):
+        return RecogniserFace(engine, key=key)
+    for model, kind in ((G2PModel, G2PFace), (CharactersModel, CharactersFace)):
         if isinstance(engine.model, model):
             return kind(engine)
     raise TypeError(f"there is no face for a {type(engine.model).__name__}: write a subclass of fusedrnn.serve.http.Face and give that")

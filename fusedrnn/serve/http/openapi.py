@@ -8,6 +8,7 @@ from typing import Any
 from ..._version import __version__
 from .authorisation import OPEN
 from .faces import CharactersFace, Face
+from .inference import VERSION
 from .limits import DEADLINE, Limits
 from .tensors import DATATYPES, HEADER
 
@@ -25,36 +26,38 @@ _PARAMETERS: dict[str, Schema] = {
 _MISTAKES = {
     400: "It cannot be read.",
     401: "The token is missing or wrong.",
+    403: "A page of another origin asks.",
     404: "There is no such model.",
     408: "The body did not come in time.",
     413: "It is too large.",
     415: "The body is compressed.",
+    421: "The server does not go by this name.",
     422: "It can be read, and asks for what is not there.",
     429: "The queue is full: Retry-After says when to try again.",
     500: "The request failed.",
     503: "The server drains and takes no more requests.",
     504: "The deadline passed.",
 }
-_SIMPLE = (401,)
-_OF_MODEL = (401, 404)
+_ACCESS = (401, 403, 421)  # which of them there are depends on how access is checked
 
 
-def description(faces: Mapping[str, Face], limits: Limits, token: bool) -> Schema:
+def description(faces: Mapping[str, Face], limits: Limits, token: bool, named: bool = False) -> Schema:
     """The document.
 
     Args:
         faces: by name.
         limits: of a request.
         token: whether clients must show one.
+        named: whether they must address the server by a name of its own.
     """
     paths: dict[str, Schema] = {
-        "/v2": {"get": _get("What the server is", _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}), _SIMPLE)},
+        "/v2": {"get": _get("What the server is", _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}))},
         "/v2/health/live": {"get": _health("Whether the process works", "live")},
         "/v2/health/ready": {"get": _health("Whether requests are taken: not while it drains", "ready")},
-        "/metrics": {"get": _get("Metrics for Prometheus", None, _SIMPLE)},
-        "/status": {"get": _get("The numbers of the status page", _NAMES, _SIMPLE)},
-        "/": {"get": _get("The status page", None, ())},
-        "/openapi.json": {"get": _get("This document", _NAMES, ())},
+        "/metrics": {"get": _get("Metrics for Prometheus", None)},
+        "/status": {"get": _get("The numbers of the status page", _NAMES)},
+        "/": {"get": _get("The status page", None, kind="text/html")},
+        "/openapi.json": {"get": _get("This document", _NAMES)},
     }
     for name, face in faces.items():
         paths |= _of_model(name, face)
@@ -65,6 +68,10 @@ def description(faces: Mapping[str, Face], limits: Limits, token: bool) -> Schem
         "paths": paths,
         "components": {"schemas": {"Error": _object({"error": _TEXT}), "OpenAIError": _object({"error": _NAMES})}},
     }
+    for path, methods in paths.items():
+        checked = (401,) if token and path not in OPEN else (403, 421) if named else ()
+        for operation in methods.values():
+            operation["responses"] |= _mistakes(checked, "OpenAIError" if path.startswith("/v1") else "Error")
     if token:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
@@ -83,14 +90,14 @@ def _said(limits: Limits) -> str:
 def _of_model(name: str, face: Face) -> dict[str, Schema]:
     metadata = _object({"name": _TEXT, "versions": _array(_TEXT), "platform": _TEXT, "inputs": _array(_NAMES), "outputs": _array(_NAMES)})
     parameters = _object({each: _PARAMETERS.get(each, {}) for each in face.parameters}, required=(), closed=True)
-    path = f"/v2/models/{name}"
-    found: dict[str, Schema] = {
-        path: {"get": _get("Inputs and outputs", metadata, _OF_MODEL)},
-        f"{path}/ready": {
-            "get": _get("Whether the model takes requests", _object({"name": _TEXT, "ready": {"type": "boolean"}}), (*_OF_MODEL, 503))
-        },
-        f"{path}/infer": {"post": _infer(face, parameters)},
-    }
+    path, ready = f"/v2/models/{name}", _object({"name": _TEXT, "ready": {"type": "boolean"}})
+    found: dict[str, Schema] = {}
+    for at in (path, f"{path}/versions/{VERSION}"):
+        found |= {
+            at: {"get": _get("Inputs and outputs", metadata, (404,))},
+            f"{at}/ready": {"get": _get("Whether the model takes requests", ready, (404, 503))},
+            f"{at}/infer": {"post": _infer(face, parameters)},
+        }
     if not face.generates:
         return found
     asked = _object({"text_input": _TEXT, "id": _TEXT, "parameters": parameters}, required=("text_input",), closed=True)
@@ -164,10 +171,10 @@ def _of_completions(models: list[str]) -> dict[str, Schema]:
     choice = _object({"index": _WHOLE, "text": _TEXT, "finish_reason": {"enum": ["stop", "length", None]}})
     made = _object({"id": _TEXT, "object": _TEXT, "created": _WHOLE, "model": _TEXT, "choices": _array(choice), "usage": _NAMES})
     return {
-        "/v1/models": {"get": _get("The language models", listed, _SIMPLE)},
+        "/v1/models": {"get": _get("The language models", listed)},
         "/v1/models/{model}": {
             "get": {
-                **_get("One of them", described, _OF_MODEL),
+                **_get("One of them", described, (404,), "OpenAIError"),
                 "parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
             }
         },
@@ -179,9 +186,11 @@ def _of_completions(models: list[str]) -> dict[str, Schema]:
     }
 
 
-def _get(summary: str, schema: Schema | None, mistakes: tuple[int, ...]) -> Schema:
-    content = {"text/plain": {}} if schema is None else {"application/json": {"schema": schema}}
-    return {"summary": summary, "responses": {"200": {"description": "It is so.", "content": content}, **_mistakes(mistakes, "Error")}}
+def _get(
+    summary: str, schema: Schema | None, mistakes: tuple[int, ...] = (), error: str = "Error", kind: str = "text/plain"
+) -> Schema:  # fmt: skip
+    content: Schema = {kind: {}} if schema is None else {"application/json": {"schema": schema}}
+    return {"summary": summary, "responses": {"200": {"description": "It is so.", "content": content}, **_mistakes(mistakes, error)}}
 
 
 def _health(summary: str, name: str) -> Schema:
@@ -199,7 +208,7 @@ def _post(summary: str, asked: Schema, made: dict[str, Schema], error: str = "Er
         "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
         "responses": {
             "200": {"description": "Done.", "content": {kind: {"schema": schema} for kind, schema in made.items()}},
-            **_mistakes(tuple(_MISTAKES), error),
+            **_mistakes(tuple(code for code in _MISTAKES if code not in _ACCESS), error),
         },
     }
 

@@ -50,7 +50,7 @@ def problem(error: Exception) -> Problem:
         case StepLimit():
             return Problem(422, str(error))
         case Draining():
-            return Problem(503, str(error))
+            return Problem(503, str(error), {"Retry-After": "1"})
         case Cancelled():
             return Problem(503, "the server stopped before the request had ended: send it to another")
         case HTTPException():
@@ -72,6 +72,9 @@ def refusing() -> Iterator[None]:
 async def answered(request: Request, error: Exception) -> Response:
     """The response for an error, as Starlette's exception handlers give it."""
     found = problem(error)
+    if isinstance(error, HTTPException) and found.status in (404, 405):  # of the router
+        what = "nothing" if found.status == 404 else f"no {request.method}"
+        found = Problem(found.status, f"there is {what} at {request.url.path[:200]}: /openapi.json tells what there is", found.headers)
     return json_response(found.body(request.url.path), found.status, found.headers)
 
 

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import ipaddress
 import socket
+import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
@@ -64,6 +66,34 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """Of a server, for TLS; the files are looked at here.
+
+    Attributes:
+        chain: a file in PEM: the server's certificate, and those above it.
+        key: a file in PEM: its private key, without a password.
+
+    Raises:
+        ValueError: a file cannot be read or is no such thing, or they do not belong together.
+    """
+
+    chain: str
+    key: str
+
+    def __post_init__(self) -> None:
+        def password() -> str:
+            raise ValueError(f"the key in {self.key} has a password: give one without")
+
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.chain, self.key, password)
+        except ssl.SSLError as error:
+            said = (error.reason or str(error)).lower().replace("_", " ")
+            raise ValueError(f"{self.chain} and {self.key} must be a certificate and its key in PEM: {said}") from None
+        except OSError as error:
+            raise ValueError(f"cannot read the certificate {self.chain} or its key {self.key}: {error.strerror}") from None
+
+
 def listener(host: str, port: int, *, token: str | None, open_to_all: bool = False) -> socket.socket:
     """A socket at an address.
 
@@ -93,22 +123,35 @@ def listener(host: str, port: int, *, token: str | None, open_to_all: bool = Fal
 
 
 def serve(
-    served: Sequence[Engine | Face], sock: socket.socket, *, token: str | None = None, limits: Limits | None = None, linger: float = 0.0
+    served: Sequence[Engine | Face],
+    sock: socket.socket,
+    *,
+    token: str | None = None,
+    limits: Limits | None = None,
+    hosts: Sequence[str] = (),
+    tls: Certificate | None = None,
+    linger: float = 0.0,
 ) -> None:
     """Serve until a signal says to stop, and drain. Returns when all is done.
 
     Args:
-        served, token, limits: as `application` has them.
+        served, token, limits, hosts: as `application` has them.
         sock: of `listener`.
+        tls: for HTTPS; None: without it.
         linger: as `Server` has it.
     """
     limits = limits or Limits()
-    app = application(*served, limits=limits, token=token)
+    app = application(*served, limits=limits, token=token, hosts=hosts)
     config = uvicorn.Config(
-        app, lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
+        app, http="h11",  # httptools takes headers without end
+        lifespan="on", ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_graceful_shutdown=int(limits.stall) + 1,  # of answers that are made, and that no one takes
+        ssl_certfile=None if tls is None else tls.chain, ssl_keyfile=None if tls is None else tls.key,
     )  # fmt: skip
     gc.collect()
     gc.freeze()  # going through all of torch stops every request for 0.15 s
     engines = [each if isinstance(each, Engine) else each.engine for each in served]
-    Server(config, engines, linger=linger).run([sock])
+    try:
+        Server(config, engines, linger=linger).run([sock])
+    finally:
+        gc.unfreeze()  # what is frozen is not taken down at the end, and Triton's bindings tell at length of what they leak

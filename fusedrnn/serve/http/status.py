@@ -25,13 +25,14 @@ async def page(request: Request) -> Response:
     return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY", "Cache-Control": "no-cache"})
 
 
-def status(faces: Mapping[str, Face]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint ``/status``."""
+def status(faces: Mapping[str, Face], replica: str | None = None) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint ``/status``; ``replica``: whose numbers these are, if there are more."""
 
     async def endpoint(request: Request) -> Response:
         ready = all(face.engine.ready for face in faces.values())
         models = {name: _numbers(face) for name, face in faces.items()}
-        return json_response({"version": __version__, "ready": ready, "models": models}, headers={"Cache-Control": "no-store"})
+        found = {"version": __version__, "ready": ready, "models": models}
+        return json_response(found if replica is None else {**found, "replica": replica}, headers={"Cache-Control": "no-store"})
 
     return endpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -19,7 +19,8 @@ from fusedrnn.serve.http.server import Server, listener
 
 
 class Running:
-    """A server until its block is left; ``buffer``: bytes that the system keeps for a client, 0 for as many as it likes.
+    """A server until its block is left; ``buffer``: bytes that the system keeps for a client, 0 for as many as it likes;
+    ``stack``: what uvicorn reads HTTP with, and its event loop.
 
     Attributes:
         url: where it is.
@@ -28,9 +29,18 @@ class Running:
         engine: the first of its engines.
     """
 
-    def __init__(self, *served: Any, limits: Limits | None = None, token: str | None = None, linger: float = 0.0, buffer: int = 0) -> None:
+    def __init__(
+        self,
+        *served: Any,
+        limits: Limits | None = None,
+        token: str | None = None,
+        hosts: Sequence[str] = (),
+        linger: float = 0.0,
+        buffer: int = 0,
+        stack: tuple[Any, Any] = ("auto", "auto"),
+    ) -> None:
         self.limits = limits or Limits()
-        app = application(*served, limits=limits, token=token)
+        app = application(*served, limits=limits, token=token, hosts=hosts)
         engines = [getattr(each, "engine", each) for each in served]
         self.engine: Engine = engines[0]
         self._sock = listener("127.0.0.1", 0, token=token)
@@ -38,7 +48,9 @@ class Running:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         self.port = self._sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(uvicorn.Config(app, lifespan="on", ws="none", log_level="critical"), engines, linger=linger)
+        self.server = Server(
+            uvicorn.Config(app, lifespan="on", ws="none", log_level="critical", http=stack[0], loop=stack[1]), engines, linger=linger
+        )
         self._thread = threading.Thread(target=self.server.run, args=([self._sock],))
 
     def __enter__(self) -> Running:
@@ -59,7 +71,7 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         """With a time limit: nothing here may hang."""
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **options)
 
     def stop(self) -> None:
         """As a signal does."""

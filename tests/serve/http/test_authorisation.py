@@ -26,6 +26,8 @@ def test_a_token(characters: CharactersModel) -> None:
         assert "token" in client.get("/v1/models").json()["error"]["message"]
         right = {"Authorization": "Bearer geheim"}
         assert client.get("/status", headers=right).status_code == 200
+        assert client.get("/status", headers={"Authorization": "bearer geheim"}).status_code == 200  # schemes have no case
+        assert client.get("/status", headers={"Authorization": "Bearer Geheim"}).status_code == 401
         body = {"model": "chars", "prompt": "a"}
         assert client.post("/v1/completions", json=body).status_code == 401
         assert client.post("/v1/completions", json=body, headers=right).status_code == 200

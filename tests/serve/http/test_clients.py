@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusedrnn.models import G2P
-from tests.serve.http.conftest import Running
+from fusedrnn.models import G2P, Characters
+from tests.serve.http.conftest import Running, characters_engine
+from tests.serve.http.test_generation import Breaking
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -55,3 +56,13 @@ def test_openai(both: Running) -> None:
             client.completions.create(model="chars", prompt="ä")
         with pytest.raises(openai.InternalServerError, match="deadline"):
             client.completions.create(**asked, extra_headers={"Request-Timeout": "0"})
+
+
+def test_openai_sees_what_fails_midway() -> None:
+    openai = pytest.importorskip("openai")
+    engine = characters_engine(Breaking(Characters.pretrained()), steps=2)
+    with Running(engine) as running, openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        pieces = client.completions.create(model="chars", prompt="break", max_tokens=50, seed=2, stream=True)
+        assert next(pieces).choices[0].text
+        with pytest.raises(openai.APIError, match="this model is broken"):
+            list(pieces)

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +44,7 @@ def test_what_is_refused(
 
 
 @contextmanager
-def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(*arguments: str, verify: ssl.SSLContext | bool = True, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and its address once it is ready."""
     command = [sys.executable, "-m", "fusedrnn", "serve", "chars", "--port", "0", "--threads", "1", *arguments]
     kept = {name: value for name, value in os.environ.items() if name != "FUSEDRNN_BACKEND"}
@@ -50,16 +52,19 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Pop
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
-        while "http://" not in line:  # a compiler may have something to say first
+        while "://" not in line:  # a compiler may have something to say first
             assert line, "the server ended"
             line = process.stderr.readline()
-        (url,) = re.findall(r"http://\S+", line)
+        (url,) = re.findall(r"https?://\S+", line)
         for _ in range(600):
             try:
-                if httpx.get(f"{url}/v2/health/ready", trust_env=False).status_code == 200:
+                if httpx.get(f"{url}/v2/health/ready", trust_env=False, verify=verify).status_code == 200:
                     break
             except httpx.TransportError:
                 assert process.poll() is None
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the server is not ready after half a minute")
         yield process, url
     finally:
         process.kill()
@@ -113,6 +118,8 @@ def test_a_token_from_the_environment_and_ctrl_c() -> None:
         assert httpx.get(f"{url}/status", trust_env=False, headers={"Authorization": "Bearer geheim"}).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""  # nothing to tell
 
 
 @pytest.mark.slow

@@ -18,16 +18,20 @@ GENERATE = "/v2/models/chars/generate"
 LONG = {"text_input": "", "parameters": {"max_tokens": 4096, "temperature": 1.0, "one_word": False}}
 
 
-@pytest.fixture(scope="module")
-def server(characters: CharactersModel) -> Iterator[Running]:
-    with Running(characters_engine(characters, 3, queue=2, steps=1), limits=Limits(stall=0.5), buffer=4096) as running:
+@pytest.fixture(scope="module", params=[("h11", "asyncio"), ("httptools", "uvloop")], ids=["h11", "httptools"])
+def server(request: pytest.FixtureRequest, characters: CharactersModel) -> Iterator[Running]:
+    """Of each stack that uvicorn chooses from: what is installed decides."""
+    for module in request.param:
+        pytest.importorskip(module)
+    engine = characters_engine(characters, 3, queue=2, steps=1)
+    with Running(engine, limits=Limits(stall=0.5), buffer=4096, stack=request.param) as running:
         yield running
 
 
 def sent(server: Running, path: str, body: Any, sock: socket.socket | None = None) -> socket.socket:
     sock = sock or socket.create_connection(("127.0.0.1", server.port), 20)
     content = json.dumps(body).encode()
-    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    sock.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
     return sock
 
 

@@ -147,44 +147,90 @@ def test_addresses_that_there_are_not(client: httpx.Client) -> None:
         ("POST", "/v2/models/x/infer", 404),
         ("GET", INFER, 405),
         ("GET", "/nowhere", 404),
+        ("GET", "/v2/health/ready/", 404),
     ):
         answer = client.request(method, path)
         assert answer.status_code == status
         assert set(answer.json()) == {"error"}
+        assert "openapi.json" in answer.json()["error"] or "no model" in answer.json()["error"]
+    assert client.post("/v1/chat/completions").json()["error"]["message"].startswith("there is nothing at /v1/chat/completions")
+
+
+KEY = b"a key of the whole fleet"
+
+
+def pushed(client: httpx.Client, frames: np.ndarray, state: str | None, binary: bool) -> tuple[np.ndarray, str]:
+    """What a server says of a piece of a stream: probabilities, and the state that goes into the next request."""
+    entries, tail = [tensor("frames", frames, binary)], frames.tobytes() if binary else b""
+    if state is not None:
+        entries.append({"name": "state", "datatype": "BYTES", "shape": [1], "data": [state]})
+    head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": binary}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    answer = client.post("/v2/models/recogniser/infer", content=head + tail, headers=headers)
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers.get("inference-header-content-length", len(answer.content)))
+    rest, (seen, left) = answer.content[length:], json.loads(answer.content[:length])["outputs"]
+    assert (seen["name"], left["name"], left["datatype"], left["shape"]) == ("probabilities", "state", "BYTES", [1])
+    if not binary:
+        return np.array(seen["data"], np.float32).reshape(seen["shape"]), left["data"][0]
+    size = seen["parameters"]["binary_data_size"]
+    return np.frombuffer(rest[:size], np.float32).reshape(seen["shape"]), rest[size + 4 :].decode()
+
+
+def tensor(name: str, array: np.ndarray, binary: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
+    return {**entry, "parameters": {"binary_data_size": array.nbytes}} if binary else {**entry, "data": array.tolist()}
+
+
+def recogniser(seed: int = 1) -> Recogniser:
+    torch.manual_seed(seed)
+    return Recogniser(5, 3, hidden_size=16)
+
+
+def recogniser_server(model: Recogniser, key: bytes | None = KEY) -> Running:
+    return Running(RecogniserFace(Engine(RecogniserModel(model), 4, threads=1, backend="native"), key=key))
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_a_stream_whose_state_the_client_keeps(binary: bool) -> None:
-    torch.manual_seed(1)
-    model = Recogniser(5, 3, hidden_size=16)
+def test_a_stream_goes_on_at_another_server(binary: bool) -> None:
     frames = np.random.default_rng(0).standard_normal((30, 5), np.float32)
     with torch.no_grad():
-        whole, last = model(torch.tensor(frames)[:, None], backend="reference")
-    with Running(RecogniserFace(Engine(RecogniserModel(model), 4, threads=1, backend="native"))) as running, running.client() as client:
+        whole, _ = recogniser()(torch.tensor(frames)[:, None], backend="reference")
+    with recogniser_server(recogniser()) as one, recogniser_server(recogniser()) as other, one.client() as first, other.client() as second:
+        at_one, _ = pushed(first, frames, None, binary)
         state, made = None, list[Any]()
-        for piece in (frames[:11], frames[11:11], frames[11:]):
-            given = {"frames": piece} if state is None else {"frames": piece, "state": state}
-            entries, tail = list[dict[str, Any]](), b""
-            for name, array in given.items():
-                entry: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
-                if binary:
-                    entry["parameters"], tail = {"binary_data_size": array.nbytes}, tail + array.tobytes()
-                else:
-                    entry["data"] = array.tolist()
-                entries.append(entry)
-            head = json.dumps({"inputs": entries, "parameters": {"binary_data_output": binary}}).encode()
-            headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
-            answer = client.post("/v2/models/recogniser/infer", content=head + tail, headers=headers)
-            assert answer.status_code == 200, answer.text
-            length = int(answer.headers.get("inference-header-content-length", len(answer.content)))
-            rest, outputs = answer.content[length:], dict[str, Any]()
-            for output in json.loads(answer.content[:length])["outputs"]:
-                size = output["parameters"]["binary_data_size"] if binary else 0
-                flat = np.frombuffer(rest[:size], np.float32) if binary else np.array(output["data"], np.float32)
-                outputs[output["name"]], rest = flat.reshape(output["shape"]), rest[size:]
-            state = outputs["state"]
-            made.append(outputs["probabilities"])
-        refused = client.post("/v2/models/recogniser/generate", json={"text_input": "a"})
+        for client, piece in ((first, frames[:11]), (second, frames[11:11]), (second, frames[11:12]), (first, frames[12:])):
+            seen, state = pushed(client, piece, state, binary)
+            made.append(seen)
+        refused = first.post("/v2/models/recogniser/generate", json={"text_input": "a"})
+        assert first.get("/v2/models/recogniser").json()["inputs"][1] == {"name": "state", "datatype": "BYTES", "shape": [1]}
+    assert np.concatenate(made).tobytes() == at_one.tobytes()
     np.testing.assert_allclose(np.concatenate(made), whole[:, 0].numpy(), atol=1e-6)
-    np.testing.assert_allclose(state, last[0].numpy(), atol=1e-6)
     assert refused.status_code == 404
+
+
+def test_a_state_that_is_none_of_this_model() -> None:
+    frames = np.zeros((2, 5), np.float32)
+    with (
+        recogniser_server(recogniser()) as one,
+        recogniser_server(recogniser(2)) as other,
+        recogniser_server(recogniser(), None) as keyless,
+        one.client() as client,
+        other.client() as others,
+        keyless.client() as without,
+    ):
+        _, state = pushed(client, frames, None, False)
+        _, unsigned = pushed(without, frames, None, False)
+        for mine, given, said in (
+            (others, state, "of another model"),
+            (client, unsigned, "another key"),
+            (client, ("A" if state[60] != "A" else "B").join([state[:60], state[61:]]), "has been changed"),
+            (client, state + "AAAA", "has been changed"),
+            (client, "", "cannot be read"),
+            (client, "ä", "cannot be read"),
+            (client, "A" * 60_000, "characters here"),
+        ):
+            entry = {"name": "state", "datatype": "BYTES", "shape": [1], "data": [given]}
+            answer = mine.post("/v2/models/recogniser/infer", json={"inputs": [tensor("frames", frames, False), entry]})
+            assert (answer.status_code, said in answer.json()["error"]) == (422, True), answer.text
+        pushed(client, frames, state, False)
