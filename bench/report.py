@@ -1,6 +1,6 @@
 """README's tables, written from bench/results. In: README with markers; out: README, or whether it says what the results say.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each a line of its own; `bench.tables.TABLES` has the names.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each a line of its own; `TABLES` has the names.
 With ``--results FILE`` README stays as it is: what another machine measured is printed, as the same tables or beside the recorded ratios.
 With ``--gpu FILE.jsonl`` it stays too, and what `bench gpu` wrote is printed as tables of its own (`bench.tables_gpu`).
 """
@@ -13,9 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from . import tables, tables_gpu
-from .tables import TABLES
+from . import tables, tables_gpu, tables_serve
 
+TABLES = {**tables.TABLES, "serve": tables_serve.serve}
 _README = Path(__file__).parents[1] / "README.md"
 _PLACE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n)(?P<text>.*?)(<!-- end -->)", re.DOTALL)
 
@@ -68,7 +68,7 @@ def of(path: Path) -> list[str]:
     found = []
     with tables.reading(path):
         for name, made in TABLES.items():
-            if name == "kernels":  # no CPU's result has them
+            if name in ("kernels", "serve"):  # they are of other commands
                 continue
             try:
                 found.append(f"{name}\n\n{made()}\n")
