@@ -16,10 +16,8 @@ def limit(of, times, mine, theirs):
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(tables_serve, "RESULTS", tmp_path)
-    for hidden, served in (
-        (None, [limit("total", 1, 50.0, None)]),
-        (512, [limit("total", 2, 200.0, 100.0), limit("first", 2, 50.0, 400.0)]),
-    ):
+    shipped, large = [limit("total", 1, 50.0, None)], [limit("total", 2, 200.0, 100.0), limit("first", 2, 50.0, 400.0)]
+    for hidden, served in ((None, shipped), (512, large)):
         loads = {"continuous": [{"served": 50.0}, {"served": 200.0}], "batch-and-wait": [{"served": 100.0}, {"served": 400.0}]}
         made = {
             "machine": {"cpu": "A CPU", "cpus": 2, "load": [0.5, 0, 0]}, "versions": {"torch": "2.13.0"}, "date": "2026-11-28T00:00:00",
