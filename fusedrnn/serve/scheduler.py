@@ -104,12 +104,14 @@ class Scheduler:
         Raises:
             Draining: no requests are taken any more.
             QueueFull: as many are waiting as may.
-            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is negative.
+            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is no number or negative.
         """
         if self.draining:
             self.metrics.rejected["draining"] += 1
             raise Draining
         try:
+            if isinstance(deadline, bool) or not isinstance(deadline, (int, float, type(None))):
+                raise TypeError(f"deadline must be a number of seconds from now, or None, got {deadline!r}")
             if deadline is not None and not deadline >= 0:
                 raise ValueError(f"deadline must be at least 0 seconds, got {deadline}")
             if isinstance(priority, bool) or not isinstance(priority, int):
@@ -273,8 +275,10 @@ class Scheduler:
                 chunks.append(self.model.emit(ticket.request, values))
             if made.over and made.error is None and work is not None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
-        except Exception as error:
+        except BaseException as error:
             self._end(ticket, _failed(error))
+            if not isinstance(error, Exception):
+                raise
             return
         if ticket.done:  # the model has cancelled it
             return

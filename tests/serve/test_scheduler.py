@@ -371,7 +371,7 @@ def test_metrics_count_what_happened() -> None:
 
 @pytest.mark.parametrize(
     ("option", "number", "words"),
-    [("slots", 1, "slots must be an int of at least 2, got 1"), ("queue", -1, "queue must"), ("steps", 0, "room for one step")],
+    [("slots", 1, "slots must be an int of at least 2, got 1"), ("queue", -1, "queue must"), ("steps", 0, "steps must")],
 )
 def test_numbers_out_of_range_are_refused(option: str, number: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
