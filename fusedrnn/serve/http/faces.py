@@ -141,7 +141,11 @@ class G2PFace(Face):
 
 
 class CharactersFace(Face):
-    """Prompts and how they go on."""
+    """Prompts and how they go on.
+
+    Attributes:
+        most: characters that a request may ask for.
+    """
 
     inputs = (TensorSpec("prompt", "BYTES", (-1,)),)
     outputs = (TensorSpec("text", "BYTES", (-1,)),)
@@ -151,7 +155,7 @@ class CharactersFace(Face):
         super().__init__(engine)
         if not isinstance(engine.model, CharactersModel):
             raise TypeError(f"engine must serve a CharactersModel, it serves {type(engine.model).__name__}")
-        self._most = engine.model.most
+        self.most = engine.model.most
 
     def rows(self, inputs: Mapping[str, Array], parameters: Parameters) -> list[Any]:
         return [self.row(prompt, parameters) for prompt in strings(inputs["prompt"], "prompt")]
@@ -162,8 +166,8 @@ class CharactersFace(Face):
     def row(self, text: str, parameters: Parameters) -> Continuation:
         """Without a seed, every request draws differently."""
         most = parameters.get("max_tokens", 1)  # its name here is not the model's
-        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= self._most:
-            raise Problem(422, f"max_tokens must be a whole number from 1 to {self._most}, got {most!r:.40}")
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= self.most:
+            raise Problem(422, f"max_tokens must be a whole number from 1 to {self.most}, got {most!r:.40}")
         given: dict[str, Any] = {"most" if name == "max_tokens" else name: value for name, value in parameters.items()}
         given.setdefault("seed", secrets.randbits(63))
         heat = given.get("temperature")
