@@ -20,6 +20,7 @@ import torch
 
 from ..capture import closure
 from ..contract import Call
+from ..fallback import log
 from .errors import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, StepLimit
 from .metrics import Metrics
 from .model import Model, SlotLoop
@@ -218,6 +219,7 @@ class Scheduler:
             self._work = None
             now = self.clock()
             if work.error is not None or work.launch is None:
+                log.error("a launch of %s has failed, and its %d requests", self.model.name, len(work.occupants), exc_info=work.error)
                 for slot, ticket in work.occupants.items():
                     if not ticket.over:
                         self._leave(ticket, _Made(ticket, slot, 0, True, _failed(work.error or RuntimeError("it was given up")), None, now))

@@ -225,3 +225,18 @@ def test_what_finished_in_time_is_not_late_where_it_is_handed_out_late() -> None
     served.hand_out()
     assert ticket.error is None
     assert [piece for chunk in ticket.chunks for piece in chunk] == solo(Say(1, 5))
+
+
+def test_a_launch_that_fails_is_told_of_with_its_cause(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(steps: int) -> None:
+        raise OSError("no memory")
+
+    served = scheduler(2)
+    tickets = [served.submit(Say(seed, 5)) for seed in (1, 2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(served.slots, "launch", broken)
+        assert served.step()
+    assert [str(ticket.error) for ticket in tickets] == ["OSError: no memory"] * 2
+    assert "a launch of sayer has failed, and its 2 requests" in caplog.text
+    assert "OSError: no memory" in caplog.text
+    assert ended(served, served.submit(Say(1, 5))) == [solo(Say(1, 5))]
