@@ -23,7 +23,8 @@ _LAUNCHES_BEHIND = 4  # that are not handed out, at most
 class Stream(AsyncIterator[Any]):
     """The chunks of one request, in their order; iterating raises at the end what ended the request, if its row did not finish.
 
-    As a context manager it cancels the request where its block is left early: a client that is gone frees its slot within one launch.
+    As a context manager it cancels the request where its block is left early: a client that is gone frees its slot within one launch. A
+    stream that is dropped otherwise is not cancelled: its request runs on to its end or deadline. Chunks wait here for who takes them.
     """
 
     def __init__(self, engine: Engine, ticket: Ticket) -> None:
@@ -124,13 +125,32 @@ class Engine:
         """Accept a request; arguments and errors are those of `Scheduler.submit`.
 
         Raises:
-            ServeError: the engine is not started.
+            ServeError: the engine is not started, has been closed, was ended by a fault, or is a copy in a forked process.
+            RuntimeError: this is not the event loop in which the engine was started.
         """
-        if not self.alive:
-            raise ServeError("the engine is not running: await its start()")
+        self._check_alive()
         stream = Stream(self, self.scheduler.submit(request, priority=priority, deadline=deadline))
         self._wake.set()
         return stream
+
+    def _check_alive(self) -> None:
+        if self.error is not None:
+            raise ServeError(f"the engine was ended by a fault, {self.error!r}: make another")
+        if self._thread is None:
+            raise ServeError("the engine is not running: await its start()")
+        if self._closing:
+            raise ServeError("the engine has been closed: make another")
+        if not self._thread.is_alive():  # or it has just failed, which the event loop is about to hear
+            raise ServeError("the engine's thread does not run, as in a forked process: make an engine in each process")
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self._loop:
+            raise RuntimeError(
+                "submit must be called in the event loop in which the engine was started: elsewhere, hand a coroutine that does to "
+                "asyncio.run_coroutine_threadsafe"
+            )
 
     async def generate(self, request: Any, *, priority: int = 0, deadline: float | None = None) -> AsyncIterator[Any]:
         """The chunks of a request, which is cancelled where the iteration is given up. Errors: `submit`, `Stream`."""
@@ -206,7 +226,12 @@ class Engine:
 
     def _hand_out(self) -> None:
         self._announced = False
-        self.scheduler.hand_out()
+        try:
+            self.scheduler.hand_out()
+        except BaseException:  # what a model raised to end more than its request: others have theirs to come
+            self._announced = True
+            self._call(self._hand_out)
+            raise
         self._read.set()
         if self.scheduler.idle:
             self._quiet.set()

@@ -43,7 +43,8 @@ class Model(ABC):
 
     @abstractmethod
     def loop(self, slots: int) -> SlotLoop:
-        """The loop over so many slots. Called once by an engine; what it returns belongs to that engine."""
+        """The loop over so many slots. An engine calls it a few times as it is made, with sizes from `slots` on; what it returns is made
+        anew each time, but for the weights."""
 
     def check(self, request: Any) -> None:  # noqa: B027  a model may take anything
         """Refuse what is no request of this model, before it is queued. Called where requests come in, so it should be quick.
@@ -66,7 +67,8 @@ class Model(ABC):
         """A chunk of a request's output, or None where there is nothing to hand on yet.
 
         Args:
-            values: the structure of loop_fn's emit, of numpy arrays ``[steps, ...]``: what the row emitted in the steps of one launch.
+            values: the structure of loop_fn's emit, of numpy arrays ``[steps, ...]``: what the row emitted in the steps of one launch. They
+                are views of arrays that hold all rows: copy what is kept.
         """
 
     def ended(self, request: Any, state: Tree) -> Any:

@@ -20,9 +20,9 @@ class Pace:
 
     def __init__(self, latency: float, throughput: float, most: int) -> None:
         if not 0 < latency <= throughput:
-            raise ValueError(f"the seconds of a launch must be positive, and no more while someone waits; got {latency} and {throughput}")
-        if most < 1:
-            raise ValueError(f"a launch must have room for one step, got {most}")
+            raise ValueError(f"latency must be above 0 and at most throughput, in seconds; got {latency} and {throughput}")
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ValueError(f"steps must be an int of at least 1, got {most!r}")
         self.latency, self.throughput, self.most = latency, throughput, most
         self.step, self.overhead = 0.0, 0.0  # seconds
 

@@ -66,7 +66,7 @@ class Rows:
             if type(value) in _KINDS and name in self._numbers:
                 self._check_number(name, value)
             else:
-                self._check_tensor(name, torch.as_tensor(value))
+                self._check_tensor(name, _tensor(name, value))
 
     def _check_number(self, name: str, value: Any) -> None:
         dtype = self._rows[name].tensor.dtype
@@ -128,6 +128,13 @@ def _write(row: Row, slots: Sequence[int], column: Sequence[Value]) -> None:
     to.index_fill_(1, index, 0)
     padded = nn.utils.rnn.pad_sequence(values)
     to[: len(padded)].index_copy_(1, index, padded.to(to.device))
+
+
+def _tensor(name: str, value: Value) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a tensor, a numpy array or a number, got a {type(value).__name__}: {error}") from error
 
 
 def _types(dtype: torch.dtype) -> tuple[type, ...]:

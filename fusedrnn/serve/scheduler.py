@@ -20,6 +20,7 @@ import torch
 
 from ..capture import closure
 from ..contract import Call
+from ..fallback import log
 from .errors import Cancelled, DeadlineExceeded, Draining, QueueFull, RequestFailed, StepLimit
 from .metrics import Metrics
 from .model import Model, SlotLoop
@@ -104,12 +105,14 @@ class Scheduler:
         Raises:
             Draining: no requests are taken any more.
             QueueFull: as many are waiting as may.
-            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is negative.
+            TypeError, ValueError: it is no request of the model, the priority is no int, or the deadline is no number or negative.
         """
         if self.draining:
             self.metrics.rejected["draining"] += 1
             raise Draining
         try:
+            if isinstance(deadline, bool) or not isinstance(deadline, (int, float, type(None))):
+                raise TypeError(f"deadline must be a number of seconds from now, or None, got {deadline!r}")
             if deadline is not None and not deadline >= 0:
                 raise ValueError(f"deadline must be at least 0 seconds, got {deadline}")
             if isinstance(priority, bool) or not isinstance(priority, int):
@@ -216,6 +219,7 @@ class Scheduler:
             self._work = None
             now = self.clock()
             if work.error is not None or work.launch is None:
+                log.error("a launch of %s has failed, and its %d requests", self.model.name, len(work.occupants), exc_info=work.error)
                 for slot, ticket in work.occupants.items():
                     if not ticket.over:
                         self._leave(ticket, _Made(ticket, slot, 0, True, _failed(work.error or RuntimeError("it was given up")), None, now))
@@ -273,8 +277,10 @@ class Scheduler:
                 chunks.append(self.model.emit(ticket.request, values))
             if made.over and made.error is None and work is not None:
                 chunks.append(self.model.ended(ticket.request, work.states.get(slot)))
-        except Exception as error:
+        except BaseException as error:
             self._end(ticket, _failed(error))
+            if not isinstance(error, Exception):
+                raise
             return
         if ticket.done:  # the model has cancelled it
             return

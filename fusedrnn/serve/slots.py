@@ -150,10 +150,6 @@ class Slots:
         return Start(begun.batch, begun.device, begun.finished, [], program.inputs_port, [], program.state_port, None, None, emit_port)
 
     @property
-    def program(self) -> Program:
-        return self._staggered.program
-
-    @property
     def emit_port(self) -> Port:
         """The structure of an emit."""
         return self._staggered.program.emit_port

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import time
 from collections.abc import Coroutine
@@ -91,7 +92,7 @@ def test_draining_finishes_what_was_accepted_and_takes_no_more() -> None:
         assert [joined(await stream.chunks()) for stream in streams] == [solo(Say(seed, 9)) for seed in range(20)]
         await engine.close()
         await engine.drain()  # there is nothing left to wait for
-        with pytest.raises(ServeError, match="not running"):
+        with pytest.raises(ServeError, match="closed: make another"):
             engine.submit(Say(1))
 
     run(main())
@@ -152,7 +153,7 @@ def test_a_fault_of_the_engine_reaches_those_who_wait() -> None:
         assert not engine.ready
         assert not engine.alive
         assert isinstance(engine.error, TypeError)
-        with pytest.raises(ServeError, match="not running"):
+        with pytest.raises(ServeError, match=r"ended by a fault, TypeError.*make another"):
             engine.submit(Say(1))
         await engine.drain()
         await engine.close()
@@ -254,5 +255,86 @@ def test_hooks_that_raise_or_cancel_end_their_request_alone() -> None:
         assert isinstance(made[2].__cause__, LookupError)  # type: ignore[union-attr]
         metrics = engine.metrics
         assert (metrics.completed, metrics.cancelled, metrics.failed, metrics.running, metrics.waiting) == (1, 1, 2, 0, 0)
+
+    run(main())
+
+
+def test_a_hook_that_raises_what_is_no_exception_loses_no_request() -> None:
+    class Odd(Sayer):
+        def emit(self, request: Any, values: Any) -> Any:
+            if request.seed == 1:
+                raise asyncio.CancelledError
+            return super().emit(request, values)
+
+    async def main() -> None:
+        async with Engine(Odd(), 3, steps=1, queue=100) as engine:  # more than are handed out at once, had launches to wait
+            streams = [engine.submit(Say(1 if place % 3 == 0 else LONG, 9)) for place in range(60)]
+            made = await asyncio.gather(*[stream.chunks() for stream in streams], return_exceptions=True)
+            await engine.drain()
+        for place, chunks in enumerate(made):
+            if place % 3 == 0:
+                assert isinstance(chunks, RequestFailed)
+                assert isinstance(chunks.__cause__, asyncio.CancelledError)
+            else:
+                assert not isinstance(chunks, BaseException)
+                assert joined(chunks) == solo(Say(LONG, 9))
+
+    run(main())
+
+
+def test_another_event_loop_is_refused_with_a_way_out() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2) as engine:
+
+            async def other() -> None:
+                engine.submit(Say(1))
+
+            for call in (lambda: asyncio.run(other()), lambda: engine.submit(Say(1))):
+                with pytest.raises(RuntimeError, match=r"the event loop in which the engine was started.*run_coroutine_threadsafe"):
+                    await asyncio.to_thread(call)
+            assert engine.metrics.accepted == 0
+
+            async def asked() -> list[Any]:
+                return await engine.submit(Say(1)).chunks()
+
+            here = asyncio.get_running_loop()
+            far = await asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(asked(), here))
+            assert joined(await asyncio.wrap_future(far)) == solo(Say(1))
+
+    run(main())
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_copy_in_a_forked_process_is_refused() -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2) as engine:
+            child = os.fork()
+            if not child:
+                said = ""
+                try:
+                    engine.submit(Say(1))
+                except ServeError as error:
+                    said = str(error)
+                finally:  # whatever it was: the tests are the parent's
+                    os._exit("forked" not in said)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert joined(await engine.submit(Say(1)).chunks()) == solo(Say(1))
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("deadline", "kind", "said"),
+    [
+        ("5", TypeError, "a number of seconds from now, or None, got '5'"),
+        (True, TypeError, "got True"),
+        (-1, ValueError, "at least 0 seconds, got -1"),
+    ],
+)
+def test_deadlines_that_are_none(deadline: Any, kind: type[Exception], said: str) -> None:
+    async def main() -> None:
+        async with Engine(Sayer(), 2) as engine:
+            with pytest.raises(kind, match=said):
+                engine.submit(Say(1), deadline=deadline)
 
     run(main())

@@ -70,6 +70,7 @@ def test_pretrained_words(g2p: G2PModel) -> None:
 @pytest.mark.parametrize(("request_", "error", "words"), [
     (5, TypeError, "a word must be a str, got int"),
     ("y" * 13, ValueError, "a word may have 12 letters, this one has 13"),
+    ("İ" * 7, ValueError, "a word may have 12 letters, this one has 14 in lower case"),
 ])  # fmt: skip
 def test_what_is_no_word_is_refused(g2p: G2PModel, request_: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

@@ -33,7 +33,8 @@ def test_a_launch_without_steps_tells_nothing():
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"latency": 0.0}, "must be positive"), ({"latency": 0.03}, "no more while someone waits"), ({"most": 0}, "room for one step, got 0"),
+    ({"latency": 0.0}, "latency must be above 0"), ({"latency": 0.03}, "at most throughput, in seconds; got 0.03 and 0.02"),
+    ({"most": 0}, "steps must be an int of at least 1, got 0"), ({"most": 2.0}, "steps must be an int of at least 1, got 2.0"),
 ])  # fmt: skip
 def test_numbers_out_of_range_are_refused(changed, words):
     with pytest.raises(ValueError, match=words):

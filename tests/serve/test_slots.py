@@ -157,6 +157,8 @@ def test_values_of_another_name_dtype_or_length_are_refused() -> None:
         ({"length": torch.tensor(3.0)}, "length must be torch.int64, got torch.float32"),
         ({"length": 3.0}, "length must be torch.int64, got a float"),
         ({"length": 2**63}, "length must be torch.int64, which does not hold 9223372036854775808"),
+        ({"x": "frames"}, "x must be a tensor, a numpy array or a number, got a str"),
+        ({"length": None}, "length must be a tensor, a numpy array or a number, got a NoneType"),
         ({"x": 3}, "x must be torch.float32, got torch.int64"),
         ({"other": torch.zeros(())}, "a request must give gain, length, seed, x; got gain, length, other, seed, x"),
     ]:

@@ -78,7 +78,7 @@ class EngineCollector(Collector):
     def _by_reason(self, name: str, text: str) -> Metric:
         family = CounterMetricFamily(f"fusedrnn_{name}", text, labels=["model", *self._names, "reason"])
         for model, metrics in self._engines.items():
-            for reason, count in getattr(metrics, name).items():
+            for reason, count in list(getattr(metrics, name).items()):  # the engine's thread may add one meanwhile
                 family.add_metric([model, *self._values, reason], count)
         return family
 

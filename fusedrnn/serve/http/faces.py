@@ -141,11 +141,21 @@ class G2PFace(Face):
 
 
 class CharactersFace(Face):
-    """Prompts and how they go on."""
+    """Prompts and how they go on.
+
+    Attributes:
+        most: characters that a request may ask for.
+    """
 
     inputs = (TensorSpec("prompt", "BYTES", (-1,)),)
     outputs = (TensorSpec("text", "BYTES", (-1,)),)
     parameters = ("max_tokens", "temperature", "top_k", "seed", "one_word")
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        if not isinstance(engine.model, CharactersModel):
+            raise TypeError(f"engine must serve a CharactersModel, it serves {type(engine.model).__name__}")
+        self.most = engine.model.most
 
     def rows(self, inputs: Mapping[str, Array], parameters: Parameters) -> list[Any]:
         return [self.row(prompt, parameters) for prompt in strings(inputs["prompt"], "prompt")]
@@ -155,6 +165,9 @@ class CharactersFace(Face):
 
     def row(self, text: str, parameters: Parameters) -> Continuation:
         """Without a seed, every request draws differently."""
+        most = parameters.get("max_tokens", 1)  # its name here is not the model's
+        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= self.most:
+            raise Problem(422, f"max_tokens must be a whole number from 1 to {self.most}, got {most!r:.40}")
         given: dict[str, Any] = {"most" if name == "max_tokens" else name: value for name, value in parameters.items()}
         given.setdefault("seed", secrets.randbits(63))
         heat = given.get("temperature")

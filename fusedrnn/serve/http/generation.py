@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ...fallback import log
 from ..engine import Stream
+from ..errors import ServeError
 from .connection import EventStream, while_connected
 from .faces import Face
 from .inference import VERSION, model_of
@@ -103,6 +105,8 @@ async def streamed(
             except Exception as error:
                 if not begun:
                     raise
+                if not isinstance(error, (Problem, ServeError)):
+                    log.exception("a stream of %s has failed", face.name)
                 yield event(problem(error).body(request.url.path), "error")
 
     making = events()

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
+from .connection import ClientGone
 from .problems import Problem
 
 DEADLINE = "request-timeout"  # a header: seconds
@@ -41,7 +42,12 @@ class Limits:
 
 
 async def body(request: Request, limits: Limits) -> bytes:
-    """The body of a request, if it is short enough and comes in time."""
+    """The body of a request, if it is short enough and comes in time.
+
+    Raises:
+        ClientGone: the client left before it had sent all.
+        Problem: it is too long, compressed or late.
+    """
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced[:20]) > limits.body:
         raise _too_long(limits)
@@ -55,6 +61,8 @@ async def body(request: Request, limits: Limits) -> bytes:
                 if size > limits.body:
                     raise _too_long(limits)
                 parts.append(part)
+    except ClientDisconnect:
+        raise ClientGone from None
     except TimeoutError:
         raise Problem(408, f"the body did not come within {limits.stall:g} s") from None
     return b"".join(parts)

@@ -17,7 +17,7 @@ _TEXT: Schema = {"type": "string"}
 _WHOLE: Schema = {"type": "integer", "minimum": 0}
 _NAMES: Schema = {"type": "object", "additionalProperties": True}
 _PARAMETERS: dict[str, Schema] = {
-    "max_tokens": {"type": "integer", "minimum": 1, "maximum": 4096},
+    "max_tokens": {"type": "integer", "minimum": 1},
     "temperature": {"type": "number", "minimum": 0},
     "top_k": {"type": "integer", "minimum": 1},
     "seed": {"type": "integer"},
@@ -61,7 +61,7 @@ def description(faces: Mapping[str, Face], limits: Limits, token: bool, named: b
     }
     for name, face in faces.items():
         paths |= _of_model(name, face)
-    paths |= _of_completions([name for name, face in faces.items() if isinstance(face, CharactersFace)])
+    paths |= _of_completions({name: face for name, face in faces.items() if isinstance(face, CharactersFace)})
     document: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "fusedrnn", "version": __version__, "description": _said(limits)},
@@ -89,7 +89,8 @@ def _said(limits: Limits) -> str:
 
 def _of_model(name: str, face: Face) -> dict[str, Schema]:
     metadata = _object({"name": _TEXT, "versions": _array(_TEXT), "platform": _TEXT, "inputs": _array(_NAMES), "outputs": _array(_NAMES)})
-    parameters = _object({each: _PARAMETERS.get(each, {}) for each in face.parameters}, required=(), closed=True)
+    known = _up_to(face.most) if isinstance(face, CharactersFace) else {}
+    parameters = _object({each: known.get(each, {}) for each in face.parameters}, required=(), closed=True)
     path, ready = f"/v2/models/{name}", _object({"name": _TEXT, "ready": {"type": "boolean"}})
     found: dict[str, Schema] = {}
     for at in (path, f"{path}/versions/{VERSION}"):
@@ -149,13 +150,18 @@ def _infer(face: Face, parameters: Schema) -> Schema:
     return operation
 
 
-def _of_completions(models: list[str]) -> dict[str, Schema]:
+def _up_to(most: int) -> dict[str, Schema]:
+    """What a language model can be told, if it writes so many characters at most."""
+    return {**_PARAMETERS, "max_tokens": {**_PARAMETERS["max_tokens"], "maximum": most}}
+
+
+def _of_completions(models: Mapping[str, CharactersFace]) -> dict[str, Schema]:
     described = _object({"id": _TEXT, "object": {"const": "model"}, "created": _WHOLE, "owned_by": _TEXT})
     listed = _object({"object": {"const": "list"}, "data": _array(described)})
     asked = _object(
         {
-            **_PARAMETERS,
-            "model": {"enum": models} if models else _TEXT,
+            **(_up_to(max(face.most for face in models.values())) if models else _PARAMETERS),
+            "model": {"enum": list(models)} if models else _TEXT,
             "prompt": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]},
             "stream": {"type": "boolean"},
             "stream_options": _object({"include_usage": {"type": "boolean"}}, ()),

@@ -143,17 +143,24 @@ def app(arguments: dict[str, str]) -> Any:
     given = dict(arguments)
     models, replicas = given.pop("models", "g2p").split(","), given.pop("replicas", "2")
     fewest, dash, most = replicas.partition("-")
-    hosts, deadline = given.pop("hosts", ""), float(given.pop("deadline", Limits.deadline))
+    hosts, deadline = given.pop("hosts", ""), _number("deadline", given.pop("deadline", str(Limits.deadline)), float)
     numbers: dict[str, Any] = {
-        name: kind(given.pop(name)) for name, kind in (("cpus", float), ("slots", int), ("queue", int)) if name in given
+        name: _number(name, given.pop(name), kind) for name, kind in (("cpus", float), ("slots", int), ("queue", int)) if name in given
     }
     if given:
         raise ValueError(f"{min(given)!r} is not known; known: models, replicas, cpus, slots, queue, deadline, hosts")
     return application(
         *models,
-        replicas=(int(fewest), int(most)) if dash else int(fewest),
+        replicas=(_number("replicas", fewest, int), _number("replicas", most, int)) if dash else _number("replicas", fewest, int),
         limits=Limits(deadline=deadline),
         token=os.environ.get("FUSEDRNN_TOKEN"),
         hosts=[each for each in hosts.split(",") if each],
         **numbers,
     )
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} must be {'a whole number' if kind is int else 'a number'}, got {text!r}") from None

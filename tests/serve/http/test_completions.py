@@ -105,7 +105,7 @@ BAD: list[tuple[Any, int, str]] = [
     ({**BODY, "stop": ""}, 422, "stop must be"),
     ({**BODY, "stream_options": 3}, 422, "stream_options must be an object"),
     ({**BODY, "tools": []}, 422, "'tools' is not known"),
-    ({**BODY, "max_tokens": 0}, 422, "most must be at least 1"),
+    ({**BODY, "max_tokens": 0}, 422, "max_tokens must be a whole number from 1 to 4096, got 0"),
     ({**BODY, "temperature": "hot"}, 422, "temperature must be a number"),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 
 from fusedrnn.models import Characters
 from fusedrnn.serve import CharactersModel, Continuation
+from fusedrnn.serve.http.faces import CharactersFace
 from tests.serve.http.conftest import Running, answer_of, characters_engine
 
 CHARS, G2P = "/v2/models/chars/generate", "/v2/models/g2p/generate"
@@ -75,7 +76,7 @@ def test_without_a_seed_each_request_draws_for_itself(client: httpx.Client) -> N
         ({"text_input": "a", "id": 1}, "id must be a string"),
         ({"text_input": "a", "stream": True}, "'stream' is not known"),
         ({"text_input": "a", "parameters": {"top_p": 1}}, "'top_p' is not known to the model 'chars'"),
-        ({"text_input": "a", "parameters": {"max_tokens": 5000}}, "most must be at least 1 and at most 4096"),
+        ({"text_input": "a", "parameters": {"max_tokens": 5000}}, "max_tokens must be a whole number from 1 to 4096, got 5000"),
         ({"text_input": "a", "parameters": {"temperature": 10**400}}, "temperature"),
         ({"text_input": "a", "parameters": {"temperature": float("nan")}}, "temperature"),
         ({"text_input": "a", "parameters": {"temperature": None}}, "temperature"),
@@ -88,6 +89,24 @@ def test_without_a_seed_each_request_draws_for_itself(client: httpx.Client) -> N
 def test_bad_bodies(client: httpx.Client, path: str, body: Any, said: str) -> None:
     answer = client.post(path, content=json.dumps(body).encode())
     assert (answer.status_code, said in answer.json()["error"]) == (422, True), answer.text
+
+
+class Halting(CharactersFace):
+    """Fails at the second chunk, by a fault of its own."""
+
+    def text(self, chunk: Any, first: bool) -> str:
+        if not first:
+            raise LookupError("a fault of the face")
+        return super().text(chunk, first)
+
+
+def test_the_log_tells_of_a_fault_midway(caplog: pytest.LogCaptureFixture) -> None:
+    face = Halting(characters_engine(CharactersModel(Characters.pretrained()), steps=2))
+    with Running(face) as running, running.client() as client:
+        body = {"text_input": "a", "parameters": {"max_tokens": 50, "temperature": 1.0, "seed": 1, "one_word": False}}
+        (kind, last) = events(client.post(f"{CHARS}_stream", json=body))[-1]
+    assert (kind, last) == ("error", {"error": "the server has a fault, which its log tells of"})
+    assert "LookupError: a fault of the face" in caplog.text
 
 
 def test_what_fails_midway_is_an_error_event() -> None:

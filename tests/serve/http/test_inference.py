@@ -109,6 +109,7 @@ BAD: list[tuple[Any, int, str]] = [
     (asked(["a"], id=7), 422, "id must be a string"),
     (asked(["a"], parameters={"timeout": -1}), 422, "timeout must be a whole number"),
     (asked(["a" * 65]), 422, "a word may have 64 letters, this one has 65"),
+    (asked(["İ" * 40]), 422, "a word may have 64 letters, this one has 80 in lower case"),
     (asked(["a"] * 41), 413, "a request may have 40"),
     (rb'{"inputs": [{"name": "words", "datatype": "BYTES", "shape": [1], "data": ["\ud800"]}]}', 422, "an element is no BYTES"),
 ]

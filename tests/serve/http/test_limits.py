@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -125,6 +126,30 @@ def test_a_body_that_does_not_come(small: Running) -> None:
     with socket.create_connection(("127.0.0.1", small.port), 10) as sock:
         sock.sendall(f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert sock.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_leaves_amid_its_body_is_no_fault_of_the_server(small: Running) -> None:
+    raised: list[BaseException] = []
+    app = small.server.config.app
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)  # type: ignore[operator, misc]
+        except BaseException as error:
+            raised.append(error)
+            raise
+        finally:
+            ended.set()
+
+    ended = threading.Event()
+    loaded, small.server.config.loaded_app = small.server.config.loaded_app, noting  # type: ignore[assignment]
+    try:
+        with socket.create_connection(("127.0.0.1", small.port), 10) as sock:
+            sock.sendall(f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode())
+        assert ended.wait(10)
+    finally:
+        small.server.config.loaded_app = loaded
+    assert not raised
 
 
 @pytest.mark.parametrize("line", [b"\r\n\r\n", b"POST\r\n\r\n", b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"\0" * 200 + b"\r\n\r\n"])

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fusedrnn.serve import CharactersModel
 from fusedrnn.serve.http import application
+from fusedrnn.serve.http.faces import CharactersFace
 from fusedrnn.serve.http.openapi import description
-from tests.serve.http.conftest import Running
+from fusedrnn.serve.http.problems import Problem
+from tests.serve.http.conftest import Running, characters_engine
 
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(), st.sampled_from([10**400, -(2**63), 2**64, 1e308, -0.0]), st.floats(),
@@ -106,6 +109,18 @@ def test_it_tells_of_every_address(both: Running, document: dict[str, Any]) -> N
                 told(document, path, "get", answer)
     assert "security" not in document
     assert description({}, both.limits, True)["security"] == [{"token": []}]
+
+
+def test_it_tells_how_much_a_model_writes(both: Running, characters: CharactersModel) -> None:
+    short = CharactersFace(characters_engine(CharactersModel(characters.model, most=50)))
+    paths = description({"chars": short}, both.limits, False)["paths"]
+    for path, within in (("/v2/models/chars/generate", ("parameters", "properties")), ("/v1/completions", ())):
+        schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+        for name in within:
+            schema = schema[name]
+        assert schema["max_tokens"] == {"type": "integer", "minimum": 1, "maximum": 50}
+    with pytest.raises(Problem, match="max_tokens must be a whole number from 1 to 50, got 51"):
+        short.row("a", {"max_tokens": 51})
 
 
 @pytest.mark.parametrize("path", POSTS)

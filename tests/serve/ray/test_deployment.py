@@ -267,6 +267,14 @@ def test_arguments_of_the_command() -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     with pytest.raises(ValueError, match="'slot' is not known; known: models, replicas"):
         app({"slot": "3"})
+    for arguments, said in (
+        ({"replicas": "two"}, "replicas must be a whole number, got 'two'"),
+        ({"replicas": "1-"}, "replicas must be a whole number, got ''"),
+        ({"cpus": "half"}, "cpus must be a number, got 'half'"),
+        ({"deadline": "soon"}, "deadline must be a number, got 'soon'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            app(arguments)
     with pytest.raises(ValueError, match="must have one model"):
         application()
     with pytest.raises(ValueError, match="session_key must have 16 bytes or more, got 3"):
