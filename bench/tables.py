@@ -159,9 +159,8 @@ def _memory_lost() -> list[str]:
     for row in found:
         ours = native.get((row["H"], row["B"], row["T"]))
         if ours is not None and not row["how"].startswith("native") and row["bytes"] < ours:
-            ratio = f"{_mebibytes(row['bytes'])} against {_mebibytes(ours)} MiB, {row['bytes'] / ours:.2f} of it"
-            said.append(f"{row['how']} at H={row['H']} B={row['B']} T={row['T']}: {ratio}")
-    return [f"Of memory, a training step keeps less than the native loop in {'; '.join(said) or 'no peer'}."]
+            said.append(f"{row['how']} {_mebibytes(row['bytes'])} at H={row['H']} B={row['B']} T={row['T']} (native {_mebibytes(ours)})")
+    return [f"MiB that a step of training keeps, where a peer keeps less than the native loop: {'; '.join(said) or 'nowhere'}."]
 
 
 def _mebibytes(size: float) -> str:

@@ -66,10 +66,10 @@ def kept(how, steps, mebibytes):
 def test_who_keeps_less_in_training_is_a_loss(monkeypatch):
     peaks = [kept("native", 64, 100), kept("nn.LSTM", 64, 75), kept("the cell in a loop", 64, 120), kept("native, checkpoints", 64, 10)]
     failed = {"case": "memory", "how": "native", "H": 8, "B": 2, "T": 256, "error": "killed"}
-    line = "Of memory, a training step keeps less than the native loop in {}."
+    line = "MiB that a step of training keeps, where a peer keeps less than the native loop: {}."
     for memory, said in {
-        "nn.LSTM at H=8 B=2 T=64: 75 against 100 MiB, 0.75 of it": [*peaks, failed, kept("nn.LSTM", 256, 1)],
-        "no peer": [peaks[0], peaks[2]],
+        "nn.LSTM 75 at H=8 B=2 T=64 (native 100)": [*peaks, failed, kept("nn.LSTM", 256, 1)],
+        "nowhere": [peaks[0], peaks[2]],
     }.items():
         monkeypatch.setattr(tables, "result", lambda name, rows=said: result(memory=rows))
         assert tables.losses().splitlines()[-2:] == ["", line.format(memory)]
