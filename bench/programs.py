@@ -29,7 +29,7 @@ def program(configuration: Configuration) -> tuple[Program, dict[str, int]]:
         return captured, known_sizes(captured, tensors)
     given = sources(begun, captured, tensors).items()
     needed = frozenset(source for source, leaf in given if isinstance(leaf, torch.Tensor) and leaf.is_floating_point())
-    keeping = forward(captured, needed, kernel=True)
+    keeping = forward(captured, needed)
     made = keeping.program
     if configuration.part == "backward":
         made = backward(keeping, needed, frozenset(keeping.joint.given)).program

@@ -43,13 +43,12 @@ class Forward:
     by_rows: dict[Node, bool]
 
 
-def forward(program: Program, needed: frozenset[Source], *, again: bool = False, kernel: bool = False) -> Forward:
+def forward(program: Program, needed: frozenset[Source], *, again: bool = False) -> Forward:
     """A program that keeps what the gradients of these sources need.
 
     Args:
         needed: sources of the program that need a gradient, of the kinds "tensor", "inputs", "state" and "loop_state".
         again: keep the state alone, and make the rest again.
-        kernel: for a kernel, see `joint`.
 
     Raises:
         NotCapturable: there is no derivative of it as a loop.
@@ -58,7 +57,7 @@ def forward(program: Program, needed: frozenset[Source], *, again: bool = False,
         raise NotCapturable("the loop reads a TensorArray that it writes, whose gradients run step by step")
     split = core(program)
     try:
-        both = joint(split, kernel=kernel)
+        both = joint(split)
     except (RuntimeError, NotImplementedError) as error:
         raise NotCapturable(f"torch has no derivative of the step: {str(error).splitlines()[0]}") from error
     gradients = [gradient for _, gradient in wanted(split, both, needed).items() if gradient is not None]

@@ -56,11 +56,8 @@ class Joint:
     fed: frozenset[Node]
 
 
-def joint(core: Core, *, kernel: bool = False) -> Joint:
+def joint(core: Core) -> Joint:
     """Trace a step together with its derivative.
-
-    Args:
-        kernel: for a kernel, whose programs have to meet for each reduction: mean and variance are one.
 
     Raises:
         RuntimeError, NotImplementedError: torch knows no derivative of an operator.
@@ -102,7 +99,7 @@ def joint(core: Core, *, kernel: bool = False) -> Joint:
     tangents = [value(results[place]) for place in differentiated]
     with tracing(), mode, node_meta.preserve_node_meta():
         fakes = [*[value(node) for node in takes], *[torch.empty_like(tangent) for tangent in tangents]]
-        apart = {**COPIES, **get_decompositions(_TAKEN_APART)} | ({} if kernel else {aten.native_layer_norm.default: _layer_norm})
+        apart = {**COPIES, **get_decompositions(_TAKEN_APART), aten.native_layer_norm.default: _layer_norm}
         module = make_fx(with_derivative, apart)(*fakes)
         if any(is_mutation(node) for node in module.graph.nodes):  # of derivatives that torch makes in place
             module = make_fx(torch.func.functionalize(interpreted(module), remove="mutations"), COPIES)(*fakes)

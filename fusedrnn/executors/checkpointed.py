@@ -42,7 +42,7 @@ def segments(program: Program, tensors: int) -> Segment:
     return found
 
 
-def derived_segment(program: Program, tensors: int, needed: frozenset[Source], kernel: bool) -> Derived:
+def derived_segment(program: Program, tensors: int, needed: frozenset[Source]) -> Derived:
     """The derivative of a few steps.
 
     Raises:
@@ -51,7 +51,7 @@ def derived_segment(program: Program, tensors: int, needed: frozenset[Source], k
     found = segments(program, tensors)
     own = len(program.state_port.leaves)
     carried = {Source("state", own + place) for place, source in enumerate(found.moved) if source in needed}
-    return derived(found.program, needed | carried, kernel=kernel)
+    return derived(found.program, needed | carried)
 
 
 class CheckpointedRun(DerivedRun):

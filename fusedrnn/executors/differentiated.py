@@ -90,26 +90,25 @@ def known(begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> De
     return found
 
 
-def _key(needed: frozenset[Source], again: bool = False, kernel: bool = False) -> str:
-    return f"derivative {sorted(needed)}{' again' if again else ''}{' kernel' if kernel else ''}"
+def _key(needed: frozenset[Source], again: bool = False) -> str:
+    return f"derivative {sorted(needed)}{' again' if again else ''}"
 
 
 @one_at_a_time
-def derived(program: Program, needed: frozenset[Source], *, again: bool = False, kernel: bool = False) -> Derived:
+def derived(program: Program, needed: frozenset[Source], again: bool = False) -> Derived:
     """The program with its derivative, made when first asked for.
 
     Args:
         again: keep what is carried alone, and make the rest again.
-        kernel: for kernels, see `fusedrnn.derivative.joint`.
 
     Raises:
         NotCapturable: there is no derivative as a loop.
     """
-    key = _key(needed, again, kernel)
+    key = _key(needed, again)
     if key not in program.plans:
         made: Derived | NotCapturable
         try:
-            ahead = forward(program, needed, again=again, kernel=kernel)
+            ahead = forward(program, needed, again=again)
             made = Derived(ahead, needed, {})
             made.backward(frozenset(target for target in ahead.joint.given if target.kind in STACKED))
         except NotCapturable as refused:
@@ -124,14 +123,11 @@ def derived(program: Program, needed: frozenset[Source], *, again: bool = False,
     return found
 
 
-def ended(
-    compile: Compile, call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor], *, kernel: bool = False
-) -> End | None:
+def ended(compile: Compile, call: Call, frame: Frame, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> End | None:
     """What a loop leaves, as a function of all that it depends on; None where a row looked where there is nothing.
 
     Args:
         compile: compiles a program for an executor.
-        kernel: it makes kernels, see `fusedrnn.derivative.joint`.
 
     Raises:
         NotCapturable: the loop cannot be compiled.
@@ -139,7 +135,7 @@ def ended(
     given = sources(begun, program, tensors)
     run = Run(compile, call, frame, begun, program, list(tensors), list(given))
     try:
-        run = _with_derivative(run, needed(begun, program, tensors), len(tensors), kernel)
+        run = _with_derivative(run, needed(begun, program, tensors), len(tensors))
     except NotCapturable as refused:
         fallback.note(f"the backward of a loop: {refused.reason}", refused.location, "stepwise", level=logging.INFO)
     try:
@@ -154,17 +150,15 @@ def ended(
     return run.handed_over(results)
 
 
-def _with_derivative(run: Run, needed: frozenset[Source], tensors: int, kernel: bool) -> Run:
+def _with_derivative(run: Run, needed: frozenset[Source], tensors: int) -> Run:
     """The same call with a compiled backward."""
     every = checkpoints.every()
     if every is None:
-        made = derived(run.program, needed, kernel=kernel)
-        if takes_too_much(made, run.bound, run.begun):
-            made = derived(run.program, needed, again=True, kernel=kernel)
-        return DerivedRun(made, run)
+        made = derived(run.program, needed)
+        return DerivedRun(derived(run.program, needed, again=True) if takes_too_much(made, run.bound, run.begun) else made, run)
     from .checkpointed import CheckpointedRun, derived_segment, segments  # it stands on this module
 
-    return CheckpointedRun(derived_segment(run.program, tensors, needed, kernel), run, every, segments(run.program, tensors))
+    return CheckpointedRun(derived_segment(run.program, tensors, needed), run, every, segments(run.program, tensors))
 
 
 def makes_again(made: Derived, call: Call, begun: Start, program: Program, tensors: Sequence[torch.Tensor]) -> bool:

@@ -157,8 +157,7 @@ class Operand:
             started, tokens = settled
             for place, token in tokens.items():
                 started.inputs[place] = lifted[warm.loop.embeddings[place]][token]
-            compile, kernel = _COMPILES[warm.loop.executor], warm.loop.executor == "persistent"
-            ended = differentiated.ended(compile, self.call, frame, started, warm.program, lifted, kernel=kernel)
+            ended = differentiated.ended(_COMPILES[warm.loop.executor], self.call, frame, started, warm.program, lifted)
             assert ended is not None, "the forward found it"
             results = [ended.made["emit", place] for place in range(len(self.emits.leaves))]
             results += [*ended.leaves["state"], *ended.leaves["loop_state"]]

@@ -234,7 +234,7 @@ def run(call: Call, frame: Frame, begun: Start, program: Program, tensors: Seque
         raise refused
     try:
         if differentiated.needs_gradients(begun, program, tensors):
-            ended = differentiated.ended(for_call, call, frame, begun, program, tensors, kernel=True)
+            ended = differentiated.ended(for_call, call, frame, begun, program, tensors)
             if ended is None:
                 return reference.explain_fault(call, frame, begun, "persistent")
             return of_end(call, begun, program.emits(begun.batch), ended, "persistent")

@@ -20,7 +20,7 @@ def backward(call: Call, begun: Start, program: Program, tensors: Sequence[torch
         return None
     needed = differentiated.needed(begun, program, tensors)
     try:
-        made = differentiated.derived(program, needed, kernel=begun.device.type != "cpu")
+        made = differentiated.derived(program, needed)
     except NotCapturable as refused:
         return Refusal(refused.reason, "the backward runs the loop again, step by step", refused.location)
     keeps = {choice.again: choice.bytes_per_row for choice in made.forward.choices}
