@@ -68,7 +68,7 @@ def of(path: Path) -> list[str]:
     found = []
     with tables.reading(path):
         for name, made in TABLES.items():
-            if name in ("kernels", "serve"):  # they are of other commands
+            if name in ("kernels", "training-kernels", "serve"):  # they are of other commands
                 continue
             try:
                 found.append(f"{name}\n\n{made()}\n")

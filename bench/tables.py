@@ -249,17 +249,40 @@ def kernels() -> str:
     titles = {"lstm": "LSTM", "gru": "GRU", "gru before": "GRU, reset before the product,"}
     body = []
     for cell, size, words in wanted:
-        row = next(
-            row
-            for row in result(KERNELS)["rows"]
-            if (row["cell"], row["H"], row["V"], row["B"], row["dtype"]) == (cell, size, words, 8, "bfloat16")
-        )
-        stays = {tile["resident"] for tile in row["tiles"]}
-        where = "resident" if stays == {True} else "streamed" if stays == {False} else "partly streamed"
+        row = _kernel("loop", cell, size, words)
         title = f"{titles[cell]} H={size}{f', greedy, V={words}' if words else ''}".replace(",,", ",")
         numbers = [row["registers"], row["spill_bytes"], row["shared_bytes"] // 1024, row["barriers_per_step"]]
-        body.append([title, f"{row['programs']} x {row['groups']}", where, *map(str, numbers)])
+        body.append([title, f"{row['programs']} x {row['groups']}", _where(row), *map(str, numbers)])
     return table(["", "programs x groups", "weights", "registers", "spilled", "shared KiB", "barriers a step"], body)
+
+
+def kernels_of_training() -> str:
+    """Some of those of training, with microseconds a step by the planner's model."""
+    wanted = [("lstm", 128, "bfloat16"), ("lstm", 512, "bfloat16"), ("lstm", 1024, "bfloat16"), ("gru", 512, "bfloat16")]
+    wanted += [("gru", 1024, "bfloat16"), *(("layer norm lstm", size, "bfloat16") for size in (256, 512, 1024)), ("lstm", 512, "float32")]
+    body = []
+    for cell, size, dtype in wanted:
+        cells = []
+        for part in ("forward with gradients", "backward"):
+            row = _kernel(part, cell, size, None, dtype)
+            numbers = [row["barriers_per_step"], f"{row['microseconds']:.1f}", row["spill_bytes"]]
+            cells += [f"{row['programs']}, {_where(row)}", *map(str, numbers)]
+        title = f"{'layer-norm LSTM' if ' ' in cell else cell.upper()} H={size}{'' if dtype == 'bfloat16' else f', {dtype}'}"
+        body.append([title, *cells])
+    head = ["programs, weights", "barriers", "us", "spilled"]
+    return table(["", *(f"forward that keeps: {head[0]}", *head[1:]), *(f"backward: {head[0]}", *head[1:])], body)
+
+
+def _kernel(part: str, cell: str, size: int, words: int | None, dtype: str = "bfloat16") -> Row:
+    """The kernel of a cell over 8 rows."""
+    wanted = (part, cell, size, words, 8, dtype)
+    names = ("part", "cell", "H", "V", "B", "dtype")
+    return next(row for row in result(KERNELS)["rows"] if tuple(row[name] for name in names) == wanted)
+
+
+def _where(row: Row) -> str:
+    stays = {tile["resident"] for tile in row["tiles"]}
+    return "resident" if stays == {True} else "streamed" if stays == {False} else "partly streamed"
 
 
 KERNELS = RESULTS / "compile-triton-3.9.0.json"
@@ -283,4 +306,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": _timed(memory, parts=["memory"]),
     "calls": _timed(calls, parts=["calls"]),
     "kernels": kernels,
+    "training-kernels": kernels_of_training,
 }
