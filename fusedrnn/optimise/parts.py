@@ -134,7 +134,8 @@ class _Apart:
         source: Any = node.args[0] if node.args else None
         if target in _RESHAPES or target is aten.expand.default or target in _REDUCTIONS:
             inner = _bounds_of_operand(node, source, bounds)
-            if inner is not None and not (self.by_rows(source) and static(shape(source)[1]) == inner[-1]):
+            of_rows = source in self.parts or self.by_rows(source)  # what was put together of parts here is nobody's node yet
+            if inner is not None and not (of_rows and static(shape(source)[1]) == inner[-1]):
                 inner = None  # its elements are in other places
             if inner is None and target is not aten.expand.default:
                 return None

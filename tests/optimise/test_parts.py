@@ -15,12 +15,12 @@ B, H = "B", 3
 
 
 def by_rows(graph):
-    """What has the first size of the first placeholder has the batch first."""
-    batch = value(placeholders(graph)[0]).shape[0]
+    """What has the first size of the first placeholder has the batch first, of the nodes that are there now: so it is known to kernels."""
+    batch, now = value(placeholders(graph)[0]).shape[0], set(graph.nodes)
 
     def has_batch_first(node):
         made = node.meta.get("val")
-        return isinstance(made, torch.Tensor) and made.ndim > 1 and str(made.shape[0]) == str(batch)
+        return node in now and isinstance(made, torch.Tensor) and made.ndim > 1 and str(made.shape[0]) == str(batch)
 
     return has_batch_first
 
