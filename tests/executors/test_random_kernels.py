@@ -214,8 +214,16 @@ def test_integers_are_exchanged(monkeypatch):
     assert torch.equal(found.final_state, expected.final_state)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fifty", [*range(1, 5), *range(WIDE // 50 + 1, 3300 // 50), *range(FREE // 50, 4300 // 50)])
+@pytest.mark.parametrize(
+    "fifty",
+    [
+        *[
+            pytest.param(fifty, marks=pytest.mark.slow)
+            for fifty in (*range(1, 5), *range(WIDE // 50 + 1, 2700 // 50), *range(FREE // 50, 4300 // 50))
+        ],
+        *[pytest.param(fifty, marks=pytest.mark.exhaustive) for fifty in range(2700 // 50, 3300 // 50)],
+    ],
+)
 def test_many_random_programs(monkeypatch, fifty):
     told = [differences(seed, monkeypatch) for seed in range(50 * fifty, 50 * fifty + 50)]
     wrong = [one for one in told if one and not one.startswith("[")]
