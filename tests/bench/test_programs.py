@@ -6,6 +6,9 @@ pytest.importorskip("triton")
 from bench.configurations import Configuration
 from bench.programs import program
 from fusedrnn.capture.program import Target
+from fusedrnn.lowering.gpu.schedule import schedule
+from fusedrnn.lowering.gpu.step import prepared, step_of
+from fusedrnn.lowering.gpu.tiles import Sharing
 
 
 def targets(made, kind):
@@ -34,3 +37,9 @@ def test_a_backward_carries_the_gradients_of_the_state():
 def test_sizes_of_rows_are_those_of_the_loop(part):
     _, sizes = program(Configuration("bahdanau gru", 8, 3, V=12, picks="forced", part=part))
     assert set(sizes.values()) <= {50}
+
+
+@pytest.mark.parametrize(("part", "barriers"), [("forward with gradients", 5), ("backward", 3)])
+def test_barriers_of_a_layer_norm_in_training(part, barriers):
+    made, sizes = program(Configuration("layer norm lstm", 16, 3, part=part))
+    assert len(schedule(step_of(prepared(made), sizes), Sharing(2)).barriers) == barriers

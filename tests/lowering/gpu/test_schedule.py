@@ -46,6 +46,18 @@ def test_a_single_program_waits_for_nobody(loop):
     assert all(tile.exchange is None and tile.chunks == 1 for tile in found.tiles)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_barriers_of_a_layer_norm(dtype):
+    """Gates, the mean and the variance of the four, and of the cell: each gate's part of a vector lies as the state does."""
+    x, zeros = torch.zeros(4, 3, 6, dtype=dtype), torch.zeros(3, H, dtype=dtype)
+
+    def loop_fn(time, output, state, loop_state):
+        return time >= 4, x[time], (zeros, zeros) if output is None else state, output, None
+
+    found = schedule(step(fusedrnn.LSTMCell(6, H, layer_norm=True).to(dtype), loop_fn), Sharing(2))
+    assert len(found.barriers) == 5
+
+
 def test_barriers_of_a_stack():
     size = 16
     cell = fusedrnn.MultiRNNCell([fusedrnn.LSTMCell(6, size), fusedrnn.LSTMCell(size, size), fusedrnn.LSTMCell(size, size)])
