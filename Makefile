@@ -15,7 +15,7 @@ test: $(MARK) lint
 	$(BIN)/pytest -m "not slow and not exhaustive" -n 2
 
 test-slow: $(MARK)
-	$(BIN)/pytest -m slow -n 2 --dist loadgroup
+	$(BIN)/pytest -m "slow and not exhaustive" -n 2 --dist loadgroup
 
 test-exhaustive: $(MARK)
 	$(BIN)/pytest -m exhaustive -n 2

@@ -212,6 +212,7 @@ class TestCluster:
 
         until(left, 20)
 
+    @pytest.mark.exhaustive  # they wait for what Ray does in its own time
     def test_a_replica_that_is_killed_is_replaced_and_requests_go_on(self, client: httpx.Client) -> None:
         until(lambda: len(processes()) == 2)  # streams of the tests before may have called a third
         before, (first, second) = replicas(client), processes()
@@ -227,6 +228,7 @@ class TestCluster:
         assert answered[max(survivor, key=answered.__getitem__)] > 5  # while the other was made anew
         until(lambda: len(processes()) == 2 and second in processes())
 
+    @pytest.mark.exhaustive
     def test_replicas_are_added_where_queues_form_and_go_again(self, client: httpx.Client) -> None:
         until(lambda: len(processes()) == 2)
         lengths, begun, full = list[int](), list[str](), list[bool]()
@@ -247,6 +249,7 @@ class TestCluster:
         assert len(set(begun)) == 3
         until(lambda: len(processes()) == 2)
 
+    @pytest.mark.exhaustive
     def test_nothing_that_was_accepted_is_lost_when_it_ends(self, client: httpx.Client) -> None:
         from ray import serve
 
@@ -259,7 +262,7 @@ class TestCluster:
             serve.delete("two")
             assert {answer.result()[1] for answer in answers} == {1000}
             assert len({answer.result()[0] for answer in answers}) >= 2
-        assert processes() == []
+        until(lambda: processes() == [])
         assert client.get("/v2/health/ready").status_code == 404
 
 
