@@ -18,7 +18,7 @@ test-slow: $(MARK)
 	$(BIN)/pytest -m "slow and not exhaustive" -n 2 --dist loadgroup
 
 test-exhaustive: $(MARK)
-	$(BIN)/pytest -m exhaustive -n 2
+	$(BIN)/pytest -m exhaustive -n 2 --dist loadgroup
 
 # The kernels of the quick rows on the newest Triton and on the oldest that is supported; no GPU is needed.
 compile-checks: $(MARK) $(OLD_TRITON)/.installed
