@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from torch import nn
 
 from .. import feedback
 from ..cells import LSTMCell
-from ..extras import needed
 from ..loop import raw_rnn
 from ..result import Result
-from .encoder_decoder import replace
+from . import files
 
 ALPHABET = " '-.abcdefghijklmnopqrstuvwxyz"  # the space stands between words, and begins a text
 SPACE = 0
@@ -100,9 +98,7 @@ class Characters(nn.Module):
             ModuleNotFoundError: safetensors is not installed; the message says how to install it.
             OSError: the file cannot be written.
         """
-        torch_files = needed("safetensors.torch", "serve")
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        replace(Path(file), torch_files.save(weights, metadata={"sizes": json.dumps(asdict(self.sizes))}))
+        files.save(self, asdict(self.sizes), Path(file), extra="serve")
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Characters:
@@ -113,19 +109,8 @@ class Characters(nn.Module):
             FileNotFoundError: there is no such file.
             ValueError: it is not what `save` writes.
         """
-        safetensors = needed("safetensors", "serve")
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file} does not exist: `fusedrnn train chars --out DIR` writes DIR/model.safetensors")
-        try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                found = json.loads((opened.metadata() or {}).get("sizes", "null"))
-                if not isinstance(found, dict) or set(found) != {field.name for field in fields(CharacterSizes)}:
-                    raise ValueError("its metadata has no sizes of this model")
-                model = cls(CharacterSizes(**found)).eval()
-                model.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, it is no dict
-        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{file} is no model of `fusedrnn train chars`: {error}") from error
-        return model
+        missing = "`fusedrnn train chars --out DIR` writes DIR/model.safetensors"
+        return files.load(cls, CharacterSizes, Path(file), command="fusedrnn train chars", missing=missing, extra="serve")
 
     @classmethod
     def pretrained(cls) -> Characters:

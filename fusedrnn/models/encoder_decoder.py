@@ -3,10 +3,9 @@ their targets; out: phonemes, or logits."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,11 @@ from torch import nn
 
 from .. import feedback
 from ..cells import AttentionWrapper, BahdanauAttention, LuongAttention
-from ..extras import needed
 from ..loop import raw_rnn
 from ..result import Result
 from ..rnn import reversed_rows
 from ..trees import Tree
+from . import files
 from . import g2p_checkpoint as checkpoint
 from .phonemizer import Phonemizer
 
@@ -182,10 +181,7 @@ class EncoderDecoder(Phonemizer):
             ModuleNotFoundError: safetensors is not installed; the message says how to install it.
             OSError: the file cannot be written.
         """
-        torch_files = needed("safetensors.torch", "train")
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        written = torch_files.save(weights, metadata={"sizes": json.dumps(asdict(self.sizes))})
-        replace(Path(directory) / WEIGHTS, written)
+        files.save(self, asdict(self.sizes), Path(directory) / WEIGHTS, extra="train")
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> EncoderDecoder:
@@ -196,20 +192,8 @@ class EncoderDecoder(Phonemizer):
             FileNotFoundError: there is no such file.
             ValueError: it is not what `save` writes.
         """
-        safetensors = needed("safetensors", "train")
-        file = Path(directory) / WEIGHTS
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist: `fusedrnn train g2p --out {directory}` writes it")
-        try:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                found = json.loads((opened.metadata() or {}).get("sizes", "null"))
-                if not isinstance(found, dict) or set(found) != {field.name for field in fields(Sizes)}:
-                    raise ValueError("its metadata has no sizes of this model")
-                model = cls(Sizes(**found)).eval()
-                model.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, it is no dict
-        except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{file} is no model of `fusedrnn train g2p`: {error}") from error
-        return model
+        missing = f"`fusedrnn train g2p --out {directory}` writes it"
+        return files.load(cls, Sizes, Path(directory) / WEIGHTS, command="fusedrnn train g2p", missing=missing, extra="train")
 
 
 class _Masked(nn.Module):
@@ -228,10 +212,3 @@ class _Masked(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return self.linear(values * self.mask)  # type: ignore[no-any-return]
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_bytes(content)
-    part.replace(file)

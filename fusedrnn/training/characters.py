@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.characters import SPACE, Characters, CharacterSizes, tokens
-from ..models.encoder_decoder import replace
+from ..models.files import replace
 from .lexicon import cmudict
 
 _WARM_UP = 0.05  # of all steps

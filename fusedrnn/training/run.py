@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..extras import needed
-from ..models.encoder_decoder import replace
+from ..models.files import replace
 from . import curve
 from .lexicon import cmudict
 from .recipe import Recipe
